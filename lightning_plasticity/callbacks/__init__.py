@@ -1,0 +1,17 @@
+"""Callbacks to attach to any Trainer. Plumbing only: the methods live in the packages named after them."""
+
+from lightning_plasticity.callbacks.figures import FigureLogger
+from lightning_plasticity.callbacks.presets import SET, GradualPruning, GraNet, RigL, StaticSparsity
+from lightning_plasticity.callbacks.pruning_plasticity import PruningPlasticity
+from lightning_plasticity.callbacks.sparse_training import SparseTraining
+
+__all__ = [
+    "SET",
+    "FigureLogger",
+    "GraNet",
+    "GradualPruning",
+    "PruningPlasticity",
+    "RigL",
+    "SparseTraining",
+    "StaticSparsity",
+]

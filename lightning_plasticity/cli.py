@@ -1,0 +1,290 @@
+"""PlasticityCLI: a recipe in forty lines.
+
+A :class:`~lightning.pytorch.cli.LightningCLI` that gives every run a folder of its own, with its metrics, its
+configuration, its figures and its checkpoints, that adds Weights & Biases where it is installed, and that
+takes subcommands which are plain functions. A recipe is a script with a YAML of the same name beside it::
+
+    from lightning_plasticity.cli import PlasticityCLI
+
+    def compare(seeds: int = 5) -> None:
+        "Compares the methods over several seeds."
+
+    if __name__ == "__main__":
+        PlasticityCLI(ImageClassifier, ImageData, script=__file__, commands={"compare": compare})
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_plasticity.runs import run_folder, run_loggers
+
+log = logging.getLogger(__name__)
+
+# What a user can get wrong: a value, a file, an extra. These end in one line, not in a traceback.
+_USER_ERRORS = (MisconfigurationException, ModuleNotFoundError, FileNotFoundError)
+
+
+class PlasticityCLI(LightningCLI):
+    """LightningCLI with a folder per run, loggers, a resume hint, and plain functions as subcommands.
+
+    - **Folder**: `runs/<recipe>/version_<n>/`, or `runs/<recipe>/<run id>/` under a W&B agent. Runs that
+      start at the same time never share one. `--trainer.default_root_dir` puts it elsewhere.
+    - **Loggers**: a CSV logger always and, where wandb is installed, a W&B logger beside it. W&B stays
+      offline unless a login or `WANDB_MODE` says otherwise, and never asks. `--wandb=false` leaves it out. A
+      `trainer.logger` of your own replaces both.
+    - **Checkpoints**: unless a checkpoint callback is configured, the last one is kept, also after an
+      interrupt. An interrupted fit says how to go on.
+    - **Seed**: 0, so that a run can be repeated; `--seed_everything=1` for another.
+
+    Args:
+        model_class: The LightningModule, as in LightningCLI.
+        datamodule_class: The LightningDataModule, as in LightningCLI.
+        script: The recipe's own path, `__file__`; a YAML file of the same name beside it holds its defaults.
+        name: Name of the recipe, by default the script's.
+        commands: Further subcommands: name -> function. Its arguments are parsed by their type hints and
+            documented by its docstring; its result is the CLI's `result`.
+        **kwargs: Any other argument of LightningCLI.
+
+    Raises:
+        MisconfigurationException: If neither `script` nor `name` is given, or a command has the name of
+            another.
+        SystemExit: With one line of text, if a command line ends in an error that its user can mend.
+    """
+
+    def __init__(
+        self,
+        model_class: type[LightningModule] | Callable[..., LightningModule] | None = None,
+        datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | None = None,
+        *,
+        script: str | Path | None = None,
+        name: str | None = None,
+        commands: Mapping[str, Callable[..., Any]] | None = None,
+        args: ArgsType = None,
+        **kwargs: Any,
+    ) -> None:
+        if not name and script is None:
+            raise MisconfigurationException(
+                "PlasticityCLI needs script=__file__ or name='...' for its folder"
+            )
+        taken = sorted(set(commands or ()) & set(self.subcommands()))
+        if taken:
+            raise MisconfigurationException(f"commands={taken} are LightningCLI's own: give them other names")
+        self.recipe = name or Path(str(script)).stem
+        self.script = None if script is None else Path(script)
+        self.commands = dict(commands or {})
+        self.result: Any = None
+        kwargs.setdefault("seed_everything_default", 0)
+        if "save_config_callback" not in kwargs:
+            kwargs |= {
+                "save_config_callback": SaveRunConfig,
+                "save_config_kwargs": {"save_to_log_dir": False},
+            }
+        kwargs.setdefault("parser_class", partial(_Parser, commands=self.commands))
+        kwargs["parser_kwargs"] = self._defaults_of_script(
+            kwargs.get("parser_kwargs"), kwargs.get("run", True)
+        )
+        self._from_shell = args is None
+        with _one_line_errors(*_USER_ERRORS, active=self._from_shell):
+            _require_jsonargparse()
+            try:
+                super().__init__(model_class, datamodule_class, args=args, **kwargs)
+                return
+            except _CommandChosen as chosen:
+                self.subcommand, arguments = chosen.command, chosen.arguments
+            self.result = self.commands[self.subcommand](**arguments)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses the command line; a command of the recipe's own ends the rest of LightningCLI here."""
+        super().parse_arguments(parser, args)
+        command = self.config.get("subcommand")
+        if command in self.commands:
+            arguments = parser.instantiate_classes(self.config)[command].as_dict()
+            arguments.pop("config", None)
+            raise _CommandChosen(command, arguments)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds `--wandb`; call `super()` when overriding."""
+        parser.add_argument(
+            "--wandb",
+            type=bool | Literal["auto"],
+            default="auto",
+            help="W&B logger beside the CSV logger: true, false, or auto: where wandb is installed",
+        )
+
+    def instantiate_classes(self) -> None:
+        """Instantiates everything; here a ValueError is a wrong setting and ends a command line."""
+        with _one_line_errors(ValueError, active=self._from_shell):
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the run's loggers and the checkpoint that an interrupted fit resumes from."""
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") is None or config.get("logger") is True:
+            kwargs.setdefault("logger", self._run_loggers(config))
+        elif self._get(self.config, "wandb") is True:
+            raise MisconfigurationException(
+                "wandb=True adds to the default loggers, but trainer.logger is set: put a WandbLogger there"
+            )
+        callbacks = kwargs.setdefault("callbacks", _as_list(config.get("callbacks")))
+        if config.get("enable_checkpointing") is not False and not _has_checkpoint(callbacks):
+            callbacks.append(ModelCheckpoint(save_last=True, save_on_exception=True))
+        return super().instantiate_trainer(**kwargs)
+
+    def fit(self, **arguments: Any) -> None:
+        """Runs `trainer.fit` and says where the run's files are, or how to go on after an interrupt."""
+        try:
+            self.trainer.fit(**arguments)
+        except SystemExit:  # how Lightning ends on Ctrl-C and SIGTERM, once the checkpoint is saved
+            self._print(_resume_hint(self.trainer, self.script or Path(sys.argv[0])))
+            raise
+        self._print(f"This run's files: {run_folder(self.trainer)}")
+
+    def _run_loggers(self, trainer_config: Mapping[str, Any]) -> Any:
+        root = trainer_config.get("default_root_dir") or "runs"
+        if trainer_config.get("fast_dev_run"):
+            return CSVLogger(root, name=self.recipe)  # nothing is logged: no folder
+        return run_loggers(root, self.recipe, wandb=self._get(self.config, "wandb"))
+
+    def _print(self, line: str) -> None:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print(line, flush=True)
+
+    def _defaults_of_script(self, parser_kwargs: Mapping[str, Any] | None, run: bool) -> dict[str, Any]:
+        merged = dict(parser_kwargs or {})
+        if self.script is None:
+            return merged
+        merged.setdefault("description", ast.get_docstring(ast.parse(self.script.read_text())))
+        files = {"default_config_files": [str(self.script.with_suffix(".yaml"))]}
+        if not run:
+            return {**files, **merged}
+        return merged | {command: {**files, **merged.get(command, {})} for command in self.subcommands()}
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves a run's configuration in the run's folder and in its loggers, and never over another one.
+
+    Lightning's own callback refuses to run a second time in a folder, such as the second trial of a sweep.
+    """
+
+    path: Path | None = None
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes `config.yaml`, or `config_1.yaml` and so on where that name is taken."""
+        text = self.parser.dump(self.config, skip_none=False)
+        self.path = _write_new(run_folder(trainer) / self.config_filename, text)
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):  # which has the file beside it
+                logger.log_hyperparams(yaml.safe_load(text))
+
+
+class _Parser(LightningArgumentParser):
+    """LightningCLI's parser, whose subcommands include plain functions."""
+
+    def __init__(
+        self, *args: Any, commands: Mapping[str, Callable[..., Any]] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._commands = commands or {}  # jsonargparse makes parsers of this class for nested types too
+
+    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
+        action = super().add_subcommands(*args, **kwargs)
+        for name, function in self._commands.items():
+            summary = (function.__doc__ or "").strip().partition("\n")[0]
+            action.add_subcommand(name, _command_parser(function, summary), help=summary)
+        return action
+
+
+class _CommandChosen(Exception):
+    """Leaves LightningCLI's constructor once the command line turns out to ask for a plain function."""
+
+    def __init__(self, command: str, arguments: dict[str, Any]) -> None:
+        super().__init__(command)
+        self.command = command
+        self.arguments = arguments
+
+
+def _command_parser(function: Callable[..., Any], summary: str) -> Any:
+    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+
+    parser = ArgumentParser(description=summary)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path to a configuration file.")
+    parser.add_function_arguments(function)
+    return parser
+
+
+def _require_jsonargparse() -> None:
+    if find_spec("jsonargparse") is None or find_spec("docstring_parser") is None:
+        raise ModuleNotFoundError("recipes need jsonargparse: pip install 'lightning-plasticity[recipes]'")
+
+
+@contextmanager
+def _one_line_errors(*errors: type[Exception], active: bool) -> Iterator[None]:
+    """Ends a command line in one line of text where its user made a mistake; the log has the traceback."""
+    try:
+        yield
+    except errors as error:
+        if not active:
+            raise
+        log.debug("ended by", exc_info=True)
+        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from error
+
+
+def _resume_hint(trainer: Trainer, script: Path) -> str:
+    checkpoint = _newest_checkpoint(trainer)
+    if checkpoint is None:
+        return "Interrupted before the first checkpoint: there is nothing to resume."
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    saved = [callback.path for callback in callbacks if isinstance(callback, SaveRunConfig)]
+    config = [f"--config={path}" for path in saved if path is not None]
+    command = ["python", str(script), "fit", *config, f"--ckpt_path={checkpoint}"]
+    return f"Interrupted. To resume: {shlex.join(command)}"
+
+
+def _newest_checkpoint(trainer: Trainer) -> Path | None:
+    callbacks = [
+        callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
+    ]
+    names = [name for callback in callbacks for name in (callback.last_model_path, callback.best_model_path)]
+    paths = [Path(name) for name in names if name and Path(name).exists()]
+    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _write_new(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in count():
+        candidate = path if number == 0 else path.with_stem(f"{path.stem}_{number}")
+        try:
+            with candidate.open("x") as file:  # fails if another run has just written it
+                file.write(text)
+        except FileExistsError:
+            continue
+        return candidate
+    raise AssertionError("there is always a next number")
+
+
+def _as_list(callbacks: Any) -> list[Any]:
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, list) else [callbacks]
+
+
+def _has_checkpoint(callbacks: list[Any]) -> bool:
+    return any(isinstance(callback, Checkpoint) for callback in callbacks)

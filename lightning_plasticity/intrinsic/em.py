@@ -1,0 +1,290 @@
+"""Exact batch EM of the Product-Poisson-Gamma mixture: start, E step, M step, revival.
+
+An E step over any part of the data gives `Sums`, which add up over batches and processes; an M step needs nothing
+else. Weights, means and priors have closed forms; the shape climbs a minorant of the expected log-likelihood that
+touches it with the same slope and curvature, so that a step is Newton's near the optimum and never goes down.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_plasticity.intrinsic.distribution import (
+    Intensity,
+    Parameters,
+    check_intensity,
+    energy_levels,
+    evidence,
+    log_base,
+    log_joint,
+)
+from lightning_plasticity.intrinsic.precision import full_precision
+
+MIN_SHAPE, MAX_SHAPE = 1e-3, 1e4
+"""Range of a learned shape; the upper end means Poisson: no finite shape fits better."""
+
+MIN_MEAN = 1e-8
+"""Floor of a learned mean, which keeps `S log1p(a / mu)` finite."""
+
+
+class Sums(NamedTuple):
+    """What an M step needs, summed over stimuli (`R` responsibilities, `S` energies); float64."""
+
+    stimuli: Tensor
+    """`sum R y [C, D]`."""
+    count: Tensor
+    """`sum R [C]`."""
+    energy: Tensor
+    """`sum R S [C]`."""
+    energy_square: Tensor
+    """`sum R S^2 [C]`."""
+    rise: Tensor
+    """`sum R (psi(S + a) - psi(a)) [C]` at the shapes of the E step."""
+    rise_slope: Tensor
+    """`sum R (psi'(S + a) - psi'(a)) [C]`."""
+    log_likelihood: Tensor
+    """`sum log p(y)`, without `log_base`, `[]`."""
+    weight: Tensor
+    """Number of stimuli, or the sum of their weights, `[]`."""
+
+    def plus(self, other: "Sums") -> "Sums":
+        """Adds the sums of other stimuli."""
+        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def flat(self) -> Tensor:
+        """One vector of `C D + 5 C + 2` numbers, as processes exchange it."""
+        return torch.cat([part.reshape(-1) for part in self])
+
+    @classmethod
+    def unflat(cls, vector: Tensor, num_classes: int) -> "Sums":
+        """Inverse of `flat`."""
+        width = (vector.numel() - 2) // num_classes - 5
+        parts = vector.split([num_classes * width] + [num_classes] * 5 + [1, 1])
+        stimuli, *classes, log_likelihood, weight = parts
+        return cls(stimuli.view(num_classes, width), *classes, log_likelihood.view(()), weight.view(()))
+
+
+def start(stimuli: Tensor, num_classes: int, generator: torch.Generator, noise: float = 0.5) -> Parameters:
+    """Parameters to start from: weights are the data's mean with noise, mean intensities the data's quantiles.
+
+    Single stimuli as starting weights collapse to fewer classes; means are dealt out in random order.
+
+    Args:
+        stimuli: `y [n, D]`, a representative batch.
+        num_classes: `C`.
+        generator: source of randomness, on the CPU.
+        noise: relative size of the noise: each weight is scaled by a uniform number in `1 - noise .. 1 + noise`.
+    """
+    average = stimuli.double().mean(0)
+    scale = 1 + noise * (2 * torch.rand(num_classes, average.numel(), generator=generator, dtype=torch.float64) - 1)
+    weights = (average + 1e-3 * average.mean() + MIN_MEAN) * scale.to(average.device)
+    energy = stimuli.double().sum(1)
+    ranks = (torch.randperm(num_classes, generator=generator) + 0.5).to(average) / num_classes
+    mean = energy.quantile(ranks).clamp_min(MIN_MEAN)
+    shape = moment_shape(energy.mean(), energy.square().mean())
+    prior = torch.full_like(mean, 1 / num_classes)
+    return Parameters(weights / weights.sum(1, keepdim=True), mean, shape.expand_as(mean).clone(), prior)
+
+
+def moment_shape(mean: Tensor, second_moment: Tensor, max_shape: float = MAX_SHAPE) -> Tensor:
+    """Shape from moments of the energy, `mu^2 / (var - mu)`; `max_shape` where the spread is no more than Poisson's."""
+    excess = second_moment - mean.square() - mean
+    shape = mean.square() / excess.clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(excess > 0, shape, max_shape).clamp(MIN_SHAPE, max_shape)
+
+
+def responsibilities(joint: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Posterior `[n, C]` (in the place of the joint) and log-likelihood `[n]`; a label >= 0 fixes the class."""
+    if labels is not None:
+        other = labels.unsqueeze(1) != torch.arange(joint.shape[1], device=joint.device)
+        joint = joint.masked_fill_(other & (labels >= 0).unsqueeze(1), -torch.inf)
+    peak = joint.amax(1, keepdim=True)
+    # Below this every posterior is 0 to rounding; exp is many times slower where its result is denormal.
+    lowest = math.log(torch.finfo(joint.dtype).tiny) + 1
+    posterior = joint.sub_(peak).clamp_min_(lowest).exp_()
+    total = posterior.sum(1, keepdim=True)
+    return posterior.div_(total), (peak.double() + total.double().log()).squeeze(1)
+
+
+def e_step(
+    stimuli: Tensor,
+    params: Parameters,
+    intensity: Intensity = "nb",
+    labels: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Sums:
+    """Sums over one batch, at the posterior of its stimuli.
+
+    Args:
+        stimuli: `y [n, D]`; its dtype (float32 or float64) is that of the two matrix products.
+        params: the mixture.
+        intensity: see `Intensity`.
+        labels: `[n]` classes that are known, -1 where not.
+        sample_weight: `[n]`, how many times each stimulus counts; 0 for padding.
+    """
+    levels, index = energy_levels(stimuli)
+    joint = evidence(stimuli, params, intensity, (levels, index))
+    posterior, log_likelihood = responsibilities(joint, labels)
+    weight = torch.ones_like(log_likelihood) if sample_weight is None else sample_weight.double()
+    if sample_weight is not None:
+        posterior *= sample_weight.to(posterior).unsqueeze(1)
+    by_level = posterior.new_zeros(len(levels), posterior.shape[1]).index_add_(0, index, posterior).double()
+    with full_precision(stimuli.device.type):
+        by_class = (posterior.T @ stimuli).double()
+        count, energy, energy_square = torch.stack([torch.ones_like(levels), levels, levels.square()]) @ by_level
+    rise = rise_slope = torch.zeros_like(count)
+    if intensity == "nb":
+        rise, rise_slope = _shape_sums(by_level, levels, params.shape, torch.finfo(stimuli.dtype).eps)
+    total = (log_likelihood * weight).sum()
+    return Sums(by_class, count, energy, energy_square, rise, rise_slope, total, weight.sum())
+
+
+def _shape_sums(by_level: Tensor, levels: Tensor, shape: Tensor, resolution: float) -> tuple[Tensor, Tensor]:
+    """`sum R (psi(S + a) - psi(a))` and its derivative in `a`, each `[C]`, from the responsibilities by energy.
+
+    Posteriors are nearly one-hot: responsibilities below the resolution of the matrix products cannot show in any
+    sum, and the special functions are spared for them.
+    """
+    row, column = (by_level > resolution).nonzero(as_tuple=True)
+    share, a = by_level[row, column], shape.double()
+    at = levels[row] + a[column]
+    count = torch.zeros_like(a).index_add_(0, column, share)
+    total = torch.zeros_like(a).index_add_(0, column, share * torch.digamma(at))
+    slope = torch.zeros_like(a).index_add_(0, column, share * torch.polygamma(1, at))
+    return total - count * torch.digamma(a), slope - count * torch.polygamma(1, a)
+
+
+class Learning(NamedTuple):
+    """What an M step may change, and how."""
+
+    intensity: Intensity = "nb"
+    """`"nb"` learns means and shapes, `"poisson"` means alone; with `"none"` the means are only reported."""
+    learn_prior: bool = True
+    """False holds the prior."""
+    smoothing: float = 1e-6
+    """Pseudo-count added to each entry of `sum R y`."""
+    max_shape: float = MAX_SHAPE
+    """The shape that means Poisson."""
+
+    @classmethod
+    def checked(cls, intensity: str, learn_prior: bool, smoothing: float, max_shape: float) -> "Learning":
+        """The same, from user settings; raises ValueError if one is out of range."""
+        if not 0 <= smoothing < torch.inf:
+            raise ValueError(f"smoothing={smoothing} must be a finite number of at least 0")
+        if not MIN_SHAPE < max_shape < torch.inf:
+            raise ValueError(f"max_shape={max_shape} must be finite and greater than {MIN_SHAPE}")
+        return cls(check_intensity(intensity), learn_prior, smoothing, max_shape)
+
+    def limit(self, params: Parameters) -> Parameters:
+        """The parameters that the model can have: without knowledge of spread, every shape is infinite."""
+        if self.intensity != "poisson":
+            return params
+        return params._replace(shape=torch.full_like(params.shape, torch.inf))
+
+
+EXACT = Learning()
+"""Maximum likelihood of everything."""
+
+
+def m_step(sums: Sums, params: Parameters, learning: Learning = EXACT) -> Parameters:
+    """Parameters that maximise the expected log-likelihood; classes without any stimulus stay as they are.
+
+    Args:
+        sums: of an E step with `params` over all data.
+        params: the mixture before the step.
+        learning: what may change.
+    """
+    alive, count = sums.count > 0, sums.count.clamp_min(torch.finfo(torch.float64).tiny)
+    weights = sums.stimuli + learning.smoothing
+    energy = weights.sum(1, keepdim=True)
+    seen = (alive & (energy.squeeze(1) > 0)).unsqueeze(1)
+    weights = torch.where(seen, weights / energy.clamp_min(torch.finfo(torch.float64).tiny), params.weights.double())
+    mean = torch.where(alive, (sums.energy / count).clamp_min(MIN_MEAN), params.mean)
+    shape = params.shape
+    if learning.intensity == "nb":
+        shape = torch.where(alive, shape_step(sums, params.shape, mean, learning.max_shape), shape)
+    prior = sums.count / sums.count.sum() if learning.learn_prior else params.prior
+    return Parameters(weights.to(params.weights.dtype), mean, shape, prior)
+
+
+def shape_step(sums: Sums, shape: Tensor, mean: Tensor, max_shape: float = MAX_SHAPE) -> Tensor:
+    """One ascent step of the Gamma shapes: Newton's in `log a`, made safe by a minorant.
+
+    Per class the objective is `F(log a) - N h(log a)` with `F = sum R log(Gamma(S + a) / Gamma(a))` and
+    `h = a log1p(mu / a) + mu log1p(a / mu)`. For counts `F` is a sum of `log(a + i)`, whose curvature in `log a` is
+    `p (1 - p)` with a logistic `p` and so decays no faster than `exp(-|x|)` over a step `x`. Hence
+
+        F(x) >= F(0) + F' x + F'' (exp(-|x|) - 1 + |x|),
+
+    and the step goes to the maximum of that bound minus `N h`, found by bisection. If the spread of the energies is
+    no more than Poisson's, no finite shape is optimal: the result is `max_shape`.
+    """
+    count = sums.count.clamp_min(torch.finfo(torch.float64).tiny)
+    slope = shape * sums.rise / count
+    curvature = (slope + shape.square() * sums.rise_slope / count).clamp_min(0)
+
+    def ascent(step: Tensor) -> Tensor:
+        moved = shape * step.exp()
+        bend = curvature * step.sign() * -torch.expm1(-step.abs())
+        return slope + bend - moved * torch.log1p(mean / moved)
+
+    low, high = (MIN_SHAPE / shape).log(), (max_shape / shape).log()
+    up = ascent(torch.zeros_like(shape)) > 0
+    low, high = torch.where(up, 0.0, low), torch.where(up, high, 0.0)
+    for _ in range(50):
+        middle = (low + high) / 2
+        rising = ascent(middle) > 0
+        low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
+    stepped = (shape * ((low + high) / 2).exp()).clamp(MIN_SHAPE, max_shape)
+    excess = sums.energy_square / count - mean.square() - mean
+    return torch.where(excess > 0, stepped, max_shape)
+
+
+def worst_explained(
+    stimuli: Tensor, params: Parameters, intensity: Intensity, sample_weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The stimulus of a batch with the lowest `log p(y)`: that value `[]` and the stimulus `[D]`."""
+    scores = evidence(stimuli, params, intensity).logsumexp(1) + log_base(stimuli)
+    if sample_weight is not None:
+        scores = torch.where(sample_weight > 0, scores, torch.inf)
+    index = scores.argmin()
+    return scores[index], stimuli[index]
+
+
+def dead_classes(count: Tensor, min_count: float = 0.5) -> Tensor:
+    """Which classes `[C]` answer for fewer than `min_count` stimuli."""
+    return count < min_count
+
+
+def revive(
+    params: Parameters, dead: Tensor, worst: tuple[Tensor, Tensor], weight: Tensor, learning: Learning = EXACT
+) -> Parameters:
+    """Gives the worst-explained stimulus to the first dead class, if that raises the log-likelihood.
+
+    The class starts at the stimulus mixed evenly with the average direction, at its energy, with the prior of one
+    stimulus. Lowering the other priors costs 1 nat in all; the change is kept if the stimulus gains more than 2.
+
+    Args:
+        params: the mixture after an M step.
+        dead: `[C]` bool.
+        worst: `log p(y)` and the stimulus `y [D]` that had the lowest.
+        weight: number of stimuli in the data.
+        learning: as in the M step.
+    """
+    score, stimulus = worst[0], worst[1].double()
+    energy = stimulus.sum()
+    if not bool(dead.any()) or bool(dead.all()) or not bool(energy > 0):
+        return params
+    index = int(dead.int().argmax())
+    average = params.prior.double() @ params.weights.double()
+    weights, mean, shape, prior = (part.clone() for part in params)
+    weights[index] = ((stimulus / energy + average) / 2).to(weights.dtype)
+    mean[index], shape[index] = energy, shape[~dead].median()
+    if learning.learn_prior:
+        prior *= 1 - 1 / weight
+        prior[index] = 1 / weight
+    revived = Parameters(weights, mean, shape, prior)
+    gain = log_joint(stimulus.unsqueeze(0), revived, learning.intensity)[0, index] - score
+    return revived if bool(gain > 2) else params

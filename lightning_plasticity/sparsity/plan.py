@@ -1,0 +1,114 @@
+"""Plan: how many units are active at each optimizer step. Pure numbers, no tensors."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lightning_plasticity.sparsity.config import SparsityConfig
+from lightning_plasticity.sparsity.distributions import erk_densities, exact_counts, uniform_densities
+from lightning_plasticity.sparsity.maskable import check_patterns, matches
+from lightning_plasticity.sparsity.schedules import Constant, Schedule
+
+Targets = int | list[int]
+"""Active units wanted: over all layers together, or in each."""
+
+
+class Plan:
+    """The sparsity schedule of a config, laid over the layers of one model and the steps of one run.
+
+    Args:
+        config: Settings of the method.
+        shapes: Parameter name to shape. Layers that a mapping of sparsities leaves out are not in the plan.
+        total_steps: Optimizer steps of the whole run.
+
+    Raises:
+        ValueError: If a pattern matches nothing or two match one layer, or a schedule leaves its range.
+    """
+
+    def __init__(self, config: SparsityConfig, shapes: Mapping[str, Sequence[int]], total_steps: int) -> None:
+        config.check_schedules(total_steps)
+        self.config, self.total_steps = config, total_steps
+        self._schedules = _schedule_per_layer(config, shapes)
+        self.shapes = {name: tuple(shapes[name]) for name in self._schedules}
+        self.sizes = [math.prod(config.pattern.mask_shape(shape)) for shape in self.shapes.values()]
+        self._end = self._sparsities(total_steps)
+        self._last: tuple[list[float], Targets] = ([], 0)
+
+    @property
+    def is_global(self) -> bool:
+        """Whether pruning ranks all layers together."""
+        config = self.config
+        return (
+            config.scope == "global"
+            and config.pattern.has_global_scope
+            and not isinstance(config.sparsity, Mapping)
+        )
+
+    def targets(self, step: int) -> Targets:
+        """Active units after the update of optimizer step ``step``."""
+        sparsities = self._sparsities(step)
+        if self._last[0] != sparsities:
+            density = 1.0 - sparsities[0]
+            targets = round(sum(self.sizes) * density) if self.is_global else self._per_layer(sparsities)
+            self._last = (sparsities, targets)
+        return self._last[1]
+
+    def initial_counts(self) -> list[int]:
+        """Active units of each layer before the first step."""
+        return self._per_layer(self._sparsities(0))
+
+    def has_arrived(self, step: int) -> bool:
+        """Whether the sparsity of step ``step`` is the final one."""
+        return self._sparsities(step) == self._end
+
+    def is_behind(self, step: int, counts: Sequence[int]) -> bool:
+        """Whether more units are active than the plan wants after step ``step``."""
+        targets = self.targets(step)
+        if isinstance(targets, int):
+            return targets < sum(counts)
+        return any(target < count for target, count in zip(targets, counts, strict=True))
+
+    def is_update(self, step: int, counts: Sequence[int]) -> bool:
+        """Whether masks change after optimizer step ``step``.
+
+        Besides every ``update_every`` steps: where the schedule has arrived and the masks have not, so that
+        the target is met exactly at its step, and right after it if gradients were not finite just then.
+        """
+        if step % self.config.update_every == 0:
+            return self.regrow_ratio(step) > 0 or self.is_behind(step, counts)
+        return self.has_arrived(step) and self.is_behind(step, counts)
+
+    @property
+    def regrows(self) -> bool:
+        """Whether connections are exchanged at any time."""
+        return self.config.regrow_schedule not in (Constant(0.0), Constant(0))
+
+    def regrow_ratio(self, step: int) -> float:
+        """Share of the active connections exchanged at step ``step``."""
+        return self.config.regrow_schedule(step, self.total_steps)
+
+    def _sparsities(self, step: int) -> list[float]:
+        if isinstance(self.config.sparsity, Mapping):
+            return [schedule(step, self.total_steps) for schedule in self._schedules.values()]
+        return [next(iter(self._schedules.values()))(step, self.total_steps)]
+
+    def _per_layer(self, sparsities: list[float]) -> list[int]:
+        pattern, shapes = self.config.pattern, self.shapes.values()
+        if isinstance(self.config.sparsity, Mapping):
+            return [pattern.count(shape, 1.0 - s) for shape, s in zip(shapes, sparsities, strict=True)]
+        density = 1.0 - sparsities[0]
+        distribute = erk_densities if self.config.distribution == "erk" else uniform_densities
+        densities = distribute(self.shapes, density)
+        if pattern.has_global_scope:
+            return list(exact_counts(self.shapes, densities, round(sum(self.sizes) * density)).values())
+        return [pattern.count(shape, densities[name]) for name, shape in self.shapes.items()]
+
+
+def _schedule_per_layer(config: SparsityConfig, shapes: Mapping[str, Sequence[int]]) -> dict[str, Schedule]:
+    schedules = config.sparsity_schedules
+    if not isinstance(config.sparsity, Mapping):
+        return dict.fromkeys(shapes, schedules["*"])
+    check_patterns("sparsity", list(schedules), shapes)
+    matching = {name: [p for p in schedules if matches(name, [p])] for name in shapes}
+    if twice := {name: patterns for name, patterns in matching.items() if len(patterns) > 1}:
+        raise ValueError(f"sparsity: several patterns match one layer, make them disjoint: {twice}")
+    return {name: schedules[patterns[0]] for name, patterns in matching.items() if patterns}

@@ -1,0 +1,102 @@
+"""Compare methods at equal sparsity and budget over seeds: one table, one figure, one CSV.
+
+    python recipes/sparse_training.py compare --seeds=5 --sparsity=0.98
+"""
+
+import csv
+import logging
+import warnings
+from pathlib import Path
+from statistics import mean, stdev
+
+from lightning.pytorch import Trainer, seed_everything
+
+from lightning_plasticity.callbacks import SET, GradualPruning, GraNet, RigL, StaticSparsity
+from lightning_plasticity.data import ImageData
+from lightning_plasticity.figures import save_figure
+from lightning_plasticity.models import ImageClassifier
+from lightning_plasticity.sparsity.figures import methods_compared
+
+METHODS = {
+    "dense": lambda s, every, seed: StaticSparsity(0.0),
+    "static ERK": lambda s, every, seed: StaticSparsity(s, seed=seed),
+    "SET": lambda s, every, seed: SET(s, every, seed=seed),
+    "RigL": lambda s, every, seed: RigL(s, every, seed=seed),
+    "GMP": lambda s, every, seed: GradualPruning(s, update_every=every, seed=seed),
+    "GraNet": lambda s, every, seed: GraNet(s, update_every=every, seed=seed),
+    "GraNet from 50 %": lambda s, every, seed: GraNet(s, initial_sparsity=0.5, update_every=every, seed=seed),
+}
+
+
+def compare(
+    seeds: int = 5,
+    sparsity: float = 0.98,
+    epochs: int = 12,
+    update_every: int = 10,
+    model: str = "small_convnet",
+    dataset: str = "mnist5k",
+    output: str = "runs/sparse_training/compare",
+) -> list[dict]:
+    """Compares dense, static ERK, SET, RigL, GMP and GraNet at equal sparsity and budget over several seeds.
+
+    Args:
+        seeds: Runs per method; a seed changes the initial weights, the order of the data and the masks.
+        sparsity: Final sparsity of every method but dense.
+        epochs: Epochs of every run.
+        update_every: Optimizer steps between mask updates.
+        model: Network, as in ImageClassifier.
+        dataset: Data, as in ImageData.
+        output: Folder for results.csv, table.md and compare.png.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+    runs = []
+    for seed in range(seeds):
+        for method, callback in METHODS.items():
+            runs.append(run(method, callback(sparsity, update_every, seed), seed, epochs, model, dataset))
+            print(f"seed {seed}, {method}: test accuracy {runs[-1]['accuracy']:.4f}", flush=True)
+            write(runs, Path(output), sparsity)
+    print(table(runs))
+    print(f"Written to {output}: results.csv, table.md, compare.png")
+    return runs
+
+
+def run(method, callback, seed, epochs, model, dataset) -> dict:
+    """Train and test once."""
+    seed_everything(seed, verbose=False)
+    data = ImageData(dataset, seed=seed)
+    trainer = Trainer(
+        max_epochs=epochs, callbacks=[callback], logger=False, enable_checkpointing=False, limit_val_batches=0,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    net = ImageClassifier(model, num_classes=data.num_classes, in_channels=data.shape[0])
+    trainer.fit(net, data)
+    accuracy = trainer.test(net, data, verbose=False)[0]["test/accuracy"]
+    flops = callback.flops()
+    return {
+        "method": method, "seed": seed, "accuracy": accuracy, "density": callback.density,
+        "train_flops": flops["training"], "test_flops": flops["forward"],
+    }  # fmt: skip
+
+
+def table(runs) -> str:
+    """The comparison as a Markdown table: mean and standard deviation over seeds."""
+    rows = ["| method | test accuracy (%) | density | train FLOPs | test FLOPs | runs |", "|---|---|---|---|---|---|"]
+    for method in dict.fromkeys(run["method"] for run in runs):
+        mine = [run for run in runs if run["method"] == method]
+        values = [100 * run["accuracy"] for run in mine]
+        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+        density, train, test = (mean(run[key] for run in mine) for key in ("density", "train_flops", "test_flops"))
+        rows.append(f"| {method} | {mean(values):.2f}{spread} | {density:.4f} | {train:.3f}x | {test:.3f}x | {len(mine)} |")
+    return "\n".join(rows)
+
+
+def write(runs, folder: Path, sparsity: float) -> None:
+    """Write what there is so far, so that nothing is lost if the comparison is stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, runs[0])
+        writer.writeheader()
+        writer.writerows(runs)
+    (folder / "table.md").write_text(table(runs) + "\n")
+    save_figure(methods_compared(runs, title=f"Equal budget, {sparsity:.0%} sparse"), folder / "compare.png")

@@ -1,0 +1,382 @@
+"""PlasticityCLI on tiny real trainings, in this process but for one interrupted child."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+from lightning_plasticity import runs
+from lightning_plasticity.callbacks.figures import FigureLogger
+from lightning_plasticity.cli import PlasticityCLI
+from lightning_plasticity.runs import reserve_folder, run_folder, run_loggers, wandb_mode
+
+QUICK = {
+    "max_epochs": 1,
+    "limit_train_batches": 2,
+    "limit_val_batches": 1,
+    "log_every_n_steps": 1,
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class Net(BoringModel):
+    """A linear layer.
+
+    Args:
+        lr: Learning rate.
+        fail: Whether the value is refused.
+    """
+
+    def __init__(self, lr: float = 0.1, fail: bool = False):
+        super().__init__()
+        if fail:
+            raise ValueError("fail=True is not possible: leave it out")
+        self.save_hyperparameters()
+
+    def training_step(self, batch, batch_idx):
+        output = super().training_step(batch, batch_idx)
+        self.log("loss", output["loss"])
+        self.log("draw", torch.rand(()))
+        return output
+
+
+class Interrupt(Callback):
+    """Ctrl-C in the middle of an epoch."""
+
+    def __init__(self, at_step: int = 1):
+        self.at_step = at_step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.at_step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe script with its YAML beside it."""
+    script = tmp_path / "recipes" / "toy.py"
+    script.parent.mkdir()
+    script.write_text('"""A toy that trains a line."""\n')
+    script.with_suffix(".yaml").write_text(yaml.safe_dump({"trainer": QUICK, "model": {"lr": 0.5}}))
+    return script
+
+
+def run(recipe, *args, **kwargs):
+    return PlasticityCLI(Net, BoringDataModule, script=recipe, args=list(args), **kwargs)
+
+
+def test_a_run_has_one_folder_with_its_metrics_configuration_and_checkpoint(recipe, capsys):
+    cli = run(recipe, "fit", "--model.lr=0.25")
+    folder = Path("runs/toy/version_0")
+    assert run_folder(cli.trainer) == folder
+    assert f"This run's files: {folder}" in capsys.readouterr().out
+    with (folder / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["loss"]] == ["0", "1"]
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["model"] == {"lr": 0.25, "fail": False}  # command line over the YAML beside the script
+    assert saved["trainer"]["max_epochs"] == 1
+    assert saved["seed_everything"] == 0
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_the_saved_configuration_repeats_the_run(recipe):
+    run(recipe, "fit", "--model.lr=0.25", "--seed_everything=3")
+    run(recipe, "fit", "--config=runs/toy/version_0/config.yaml")
+    first, second = (Path(f"runs/toy/version_{n}/metrics.csv").read_text() for n in range(2))
+    assert first == second
+    run(recipe, "fit", "--model.lr=0.25", "--seed_everything=4")
+    assert Path("runs/toy/version_2/metrics.csv").read_text() != first
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")  # Lightning's, of metrics and checkpoints
+def test_trials_in_one_folder_of_any_logger_keep_every_configuration(recipe, tmp_path):
+    same = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path), "name": "", "version": "all"}}
+    for lr in (0.1, 0.2, 0.3):
+        run(recipe, "fit", f"--model.lr={lr}", f"--trainer.logger={json.dumps(same)}")
+    names = ["config.yaml", "config_1.yaml", "config_2.yaml"]
+    saved = [yaml.safe_load((tmp_path / "all" / name).read_text()) for name in names]
+    assert [config["model"]["lr"] for config in saved] == [0.1, 0.2, 0.3]
+
+
+def test_an_explicit_logger_is_respected(recipe):
+    cli = run(recipe, "fit", "--trainer.logger=false")
+    assert cli.trainer.loggers == []
+    assert not Path("runs").exists()
+    with pytest.raises(MisconfigurationException, match=r"wandb=True adds to the default loggers"):
+        run(recipe, "fit", "--trainer.logger=false", "--wandb=true")
+
+
+def test_default_root_dir_moves_the_runs(recipe, tmp_path):
+    cli = run(recipe, "validate", f"--trainer.default_root_dir={tmp_path / 'elsewhere'}")
+    assert run_folder(cli.trainer) == tmp_path / "elsewhere" / "toy" / "version_0"
+
+
+def test_fast_dev_run_leaves_no_trace(recipe, capsys):
+    run(recipe, "fit", "--trainer.fast_dev_run=true", "--wandb=true")
+    assert not Path("runs").exists()
+    assert "This run's files" not in capsys.readouterr().out
+
+
+def test_a_preset_appends_to_the_callbacks_of_the_yaml_beside_the_script(recipe, repository):
+    own = {"callbacks": [{"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}]}
+    recipe.with_suffix(".yaml").write_text(yaml.safe_dump({"trainer": QUICK | own}))
+    cli = run(recipe, "fit", f"--config={repository / 'callbacks' / 'figures.yaml'}")
+    names = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert names.index("LearningRateMonitor") < names.index("FigureLogger")
+
+
+def test_the_preset_works_in_a_lightning_cli_that_knows_nothing_of_us(repository, tmp_path):
+    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump({"trainer": {**QUICK, "logger": False}}))
+    preset = repository / "callbacks" / "figures.yaml"
+    args = ["fit", f"--config={tmp_path / 'theirs.yaml'}", f"--config={preset}"]
+    args += ["--trainer.callbacks.every_n_epochs=2"]
+    cli = LightningCLI(BoringModel, BoringDataModule, args=args)
+    (figures,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, FigureLogger))
+    assert figures.every_n_epochs == 2
+
+
+def test_the_last_checkpoint_is_kept_unless_the_user_chose_otherwise(recipe):
+    default = run(recipe, "fit").trainer.checkpoint_callback
+    assert (default.save_last, default.save_on_exception) == (True, True)
+    callback = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": 0}}
+    own = run(recipe, "fit", f"--trainer.callbacks={json.dumps([callback])}").trainer.checkpoint_callbacks
+    assert [(callback.save_top_k, callback.save_last) for callback in own] == [(0, None)]
+    assert run(recipe, "fit", "--trainer.enable_checkpointing=false").trainer.checkpoint_callbacks == []
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the resumed run has its own folder
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before the epoch ended")
+def test_an_interrupted_fit_says_how_to_resume_and_that_works(recipe, capsys):
+    defaults = {"callbacks": [Interrupt(at_step=3)]}
+    with pytest.raises(SystemExit):
+        run(recipe, "fit", "--trainer.max_epochs=3", trainer_defaults=defaults)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "To resume" in line)
+    config, checkpoint = "runs/toy/version_0/config.yaml", "runs/toy/version_0/checkpoints/last.ckpt"
+    assert line == f"Interrupted. To resume: python {recipe} fit --config={config} --ckpt_path={checkpoint}"
+    cli = run(recipe, *line.split(str(recipe))[1].split())
+    assert cli.trainer.global_step == 6
+
+
+def test_an_interrupt_before_any_checkpoint_says_so(recipe, capsys):
+    with pytest.raises(SystemExit):
+        run(
+            recipe,
+            "fit",
+            "--trainer.enable_checkpointing=false",
+            trainer_defaults={"callbacks": [Interrupt()]},
+        )
+    assert "Interrupted before the first checkpoint" in capsys.readouterr().out
+
+
+def compare(seeds: int, names: list[str] | None = None, ckpt_path: str | None = None):
+    """Compares methods.
+
+    Args:
+        seeds: How many seeds.
+        names: Which methods.
+        ckpt_path: A checkpoint.
+    """
+    return seeds, names, ckpt_path
+
+
+def test_a_function_becomes_a_subcommand(recipe, tmp_path):
+    (tmp_path / "compare.yaml").write_text("names: [SET, RigL]")
+    cli = run(recipe, "compare", "--config=compare.yaml", "--seeds=3", commands={"compare": compare})
+    assert cli.result == (3, ["SET", "RigL"], None)
+    assert not hasattr(cli, "trainer")
+
+
+def test_a_commands_checkpoint_is_its_own_affair(recipe):
+    run(recipe, "fit")
+    checkpoint = (
+        "runs/toy/version_0/checkpoints/last.ckpt"  # its hyper_parameters are no arguments of the command
+    )
+    args = ["compare", "--seeds=1", f"--ckpt_path={checkpoint}"]
+    assert run(recipe, *args, commands={"compare": compare}).result[2] == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--help"], ["A toy that trains a line", "Compares methods.", "fit"]),
+        (["compare", "--help"], ["How many seeds. (required, type: int)", "Which methods."]),
+        (["fit", "--help"], ["A linear layer", "Learning rate. (type: float, default: 0.5)", "--wandb"]),
+    ],
+)
+def test_the_help_reads_well(recipe, capsys, args, expected):
+    with pytest.raises(SystemExit) as stopped:
+        run(recipe, *args, commands={"compare": compare})
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in expected:
+        assert words in text
+
+
+def test_wrong_arguments_of_a_command_end_in_one_line(recipe, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(recipe, "compare", "--seeds=many", commands={"compare": compare})
+    assert stopped.value.code == 2
+    assert "seeds" in capsys.readouterr().err
+
+
+def test_wrong_settings_of_the_recipe_itself_raise(recipe):
+    with pytest.raises(MisconfigurationException, match=r"commands=\['fit'\]"):
+        run(recipe, "fit", commands={"fit": compare})
+    with pytest.raises(MisconfigurationException, match="script=__file__"):
+        PlasticityCLI(Net, BoringDataModule, args=["fit"])
+
+
+def test_without_run_the_yaml_beside_the_script_counts_too(recipe):
+    cli = run(recipe, run=False)
+    assert cli.config["model"]["lr"] == 0.5
+    assert cli.trainer.max_epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--model.fail=true"], "fail=True is not possible"), (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt")],
+)
+def test_a_users_mistake_on_the_command_line_ends_in_one_line(recipe, monkeypatch, arguments, message):
+    monkeypatch.setattr(sys, "argv", [str(recipe), "fit", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        PlasticityCLI(Net, BoringDataModule, script=recipe)
+    assert stopped.value.code.startswith("toy.py: error: ")
+    assert message in stopped.value.code
+    assert "\n" not in stopped.value.code
+
+
+def test_the_same_mistake_from_python_raises_itself(recipe):
+    with pytest.raises(ValueError, match="fail=True is not possible"):
+        run(recipe, "fit", "--model.fail=true")
+
+
+def test_a_missing_extra_names_the_command_that_installs_it(recipe, monkeypatch):
+    monkeypatch.setattr("lightning_plasticity.cli.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", [str(recipe), "fit"])
+    with pytest.raises(SystemExit, match=r"toy.py: error: .*pip install 'lightning-plasticity\[recipes\]'"):
+        PlasticityCLI(Net, BoringDataModule, script=recipe)
+
+
+def test_runs_that_start_together_get_a_folder_each(tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        folders = list(pool.map(lambda _: reserve_folder(tmp_path / "runs"), range(64)))
+    assert sorted(int(folder.name.removeprefix("version_")) for folder in folders) == list(range(64))
+
+
+def test_a_taken_run_id_counts_up_and_an_old_run_is_never_reused(tmp_path):
+    assert [reserve_folder(tmp_path, "abc").name for _ in range(3)] == ["abc", "abc_1", "abc_2"]
+    (tmp_path / "version_7").mkdir()
+    (tmp_path / "version_old").mkdir()
+    assert reserve_folder(tmp_path).name == "version_8"
+
+
+def test_under_an_agent_the_run_id_names_the_folder_and_the_agent_names_the_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    csv_logger, wandb_logger = run_loggers(tmp_path, "toy")
+    assert Path(csv_logger.log_dir) == tmp_path / "toy" / "abc123"
+    assert wandb_logger._wandb_init["name"] is None
+    assert wandb_logger._wandb_init["group"] == "toy"
+
+
+def test_other_ranks_reserve_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr("lightning.pytorch.utilities.rank_zero_only.rank", 1)
+    assert [type(logger) for logger in run_loggers(tmp_path, "toy")] == [CSVLogger]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "0" * 40}, "online"),
+        ({"WANDB_IDENTITY_TOKEN_FILE": "token"}, "online"),
+        ({"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "offline"}, "offline"),
+    ],
+)
+def test_wandb_is_online_only_with_a_login(monkeypatch, environment, mode):
+    monkeypatch.delenv("WANDB_MODE")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_mode() == mode
+
+
+def test_a_login_in_netrc_counts_for_its_server_only(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine wandb.example\n  login user\n  password word\n")
+    assert wandb_mode() == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    assert wandb_mode() == "online"
+
+
+def test_online_without_a_login_is_an_error_and_not_a_prompt(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(MisconfigurationException, match=r"wandb login"):
+        wandb_mode()
+
+
+def test_wandb_is_left_out_on_request_when_disabled_and_when_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert [type(logger) for logger in run_loggers(tmp_path, "toy")] == [CSVLogger, WandbLogger]
+    assert [type(logger) for logger in run_loggers(tmp_path, "toy", wandb=False)] == [CSVLogger]
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert [type(logger) for logger in run_loggers(tmp_path, "toy")] == [CSVLogger]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(runs, "find_spec", lambda name: None)
+    assert [type(logger) for logger in run_loggers(tmp_path, "toy")] == [CSVLogger]
+    with pytest.raises(MisconfigurationException, match=r"pip install 'lightning-plasticity\[recipes\]'"):
+        run_loggers(tmp_path, "toy", wandb=True)
+
+
+CHILD = """
+'''A recipe that never ends by itself.'''
+import sys
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+from lightning_plasticity.cli import PlasticityCLI
+
+class Net(BoringModel):
+    def on_train_epoch_end(self):
+        print("epoch", self.current_epoch, flush=True)
+
+if __name__ == "__main__":
+    PlasticityCLI(Net, BoringDataModule, script=__file__)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_real_signal_leaves_a_checkpoint_and_the_offline_wandb_run(tmp_path, sent):
+    (tmp_path / "endless.py").write_text(CHILD)
+    (tmp_path / "endless.yaml").write_text(yaml.safe_dump({"trainer": QUICK | {"max_epochs": -1}}))
+    environment = os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "endless.py", "fit"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as child:
+        try:
+            assert any(line.startswith("epoch 3") for line in child.stdout)
+            child.send_signal(sent)
+            output, _ = child.communicate(timeout=120)
+        finally:
+            child.kill()
+    assert "To resume: python" in output
+    folder = tmp_path / "runs" / "endless" / "version_0"
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] >= 8
+    assert len(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
