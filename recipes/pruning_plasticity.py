@@ -5,10 +5,10 @@
     python recipes/pruning_plasticity.py grid --config recipes/pruning_plasticity_filters.yaml
     python recipes/pruning_plasticity.py grid --config recipes/paper/pruning_plasticity_cifar10.yaml
 
-A run is branched at the end of chosen epochs; each branch cuts a share of the active connections and trains on at
-the learning rate of that moment. `fit` measures one run with two callbacks, without and with regeneration; `grid` does
-it for nets pre-trained at several sparsities. Expect recovery while the learning rate is high, a fall after its drops,
-and regeneration to help most at high rates.
+A run is branched at the end of chosen epochs; each branch cuts a share of the active connections and trains
+on at the learning rate of that moment. `fit` measures one run with two callbacks, without and with
+regeneration; `grid` does it for nets pre-trained at several sparsities. Expect recovery while the learning
+rate is high, a fall after its drops, and regeneration to help most at high rates.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def grid(
     seeds: int = 1,
     model: str = "small_convnet",
     dataset: str = "mnist5k",
-    lr: float = 0.1,
+    lr: float = 0.05,
     output: str = "runs/pruning_plasticity/grid",
 ) -> list[dict]:
     """Measures plasticity of nets pre-trained at several sparsities, without and with regeneration.
@@ -63,7 +63,9 @@ def grid(
             masks = StaticSparsity(sparsity, granularity=granularity, seed=seed)
             data: LightningDataModule = ImageData(dataset, seed=seed)
             net = ImageClassifier(model, data.num_classes, data.shape[0], lr=lr)
-            Trainer(max_epochs=epochs, callbacks=[masks, *probes], logger=False, enable_checkpointing=False).fit(net, data)
+            Trainer(
+                max_epochs=epochs, callbacks=[masks, *probes], logger=False, enable_checkpointing=False
+            ).fit(net, data)
             for probe in probes:
                 records += [{"seed": seed, "pretrained": sparsity, **record} for record in probe.records]
             write_records(records, Path(output, "records.csv"))

@@ -135,13 +135,18 @@ class RigL(SparseTraining):
         )
 
 
-class SET(SparseTraining):
+class SET(RigL):
     """Sparse evolutionary training (Mocanu et al. 2018): drop by magnitude, grow at random.
+
+    RigL with another grow score; its falling share of exchanged connections, too, as the RigL paper compares
+    the two. ``regrow_ratio=Constant(0.3)`` exchanges the same share up to the last step, as SET first did.
 
     Args:
         sparsity: Sparsity in [0, 1), or name pattern to sparsity.
         update_every: Optimizer steps between updates.
-        regrow_ratio: Share of active connections exchanged: a number or a schedule.
+        regrow_ratio: First share of active connections exchanged, falling by a cosine to 0 at
+            ``update_until``, or a schedule that replaces the cosine.
+        update_until: Where rewiring stops: fraction of the run if a float, steps if an int.
         distribution: Layer densities, ``"erk"`` or ``"uniform"``.
         granularity: ``"weight"``, ``"filter"`` or an N:M string.
         **options: Further settings of :class:`SparseTraining`.
@@ -155,24 +160,25 @@ class SET(SparseTraining):
         sparsity: Target = 0.9,
         update_every: int = 100,
         regrow_ratio: float | Schedule = 0.3,
+        update_until: float | int = 0.75,
         distribution: Distribution = "erk",
         granularity: str = "weight",
         **options: Any,
     ) -> None:
         super().__init__(
-            sparsity=sparsity,
-            regrow_ratio=regrow_ratio,
-            update_every=update_every,
+            sparsity,
+            update_every,
+            regrow_ratio,
+            update_until,
+            distribution,
+            granularity,
             grow="random",
-            distribution=distribution,
-            granularity=granularity,
             **options,
         )
 
 
 class StaticSparsity(SparseTraining):
-    """Masks drawn once and never changed: the baseline that rewiring has to beat, or a fixed mask to train
-    under.
+    """Masks drawn once and never changed: the baseline that rewiring has to beat.
 
     Args:
         sparsity: Sparsity in [0, 1), or name pattern to sparsity.

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.optim import Optimizer
 
@@ -49,8 +49,8 @@ class PruningPlasticity(Callback):
 
     Raises:
         ValueError: For a setting out of its range.
-        MisconfigurationException: At fit start without validation data or with several processes; at the first
-            branch if ``monitor`` is not logged.
+        MisconfigurationException: At fit start without validation data or with several processes; at the
+            first branch if ``monitor`` is not logged.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -71,7 +71,9 @@ class PruningPlasticity(Callback):
         exclude: Sequence[str] = (),
     ) -> None:
         if not rates:
-            raise ValueError("rates=() is empty: give the shares of connections to cut, such as rates=(0.5, 0.9)")
+            raise ValueError(
+                "rates=() is empty: give the shares of connections to cut, such as rates=(0.5, 0.9)"
+            )
         for rate in rates:
             check_fraction("rates", rate)
         if bool(epochs) == (every_n_epochs is not None):
@@ -82,7 +84,12 @@ class PruningPlasticity(Callback):
             raise ValueError(f"{continue_epochs=} must be at least 1")
         self.rates, self.epochs, self.every_n_epochs = list(rates), list(epochs), every_n_epochs
         self.continue_epochs, self.regrow, self.monitor = continue_epochs, regrow, monitor
-        self.cut = {"scope": scope, "granularity": granularity, "include": include, "exclude": exclude}
+        self.cut: dict[str, Any] = {
+            "scope": scope,
+            "granularity": granularity,
+            "include": include,
+            "exclude": exclude,
+        }
         Branch(0.0, False, **self.cut)  # raises now what would raise at the first branch
         self.records: list[Record] = []
         self._learning_rate, self._drops = 0.0, list[int]()
@@ -91,11 +98,18 @@ class PruningPlasticity(Callback):
         """Check that branches can be trained and scored here."""
         if trainer.world_size > 1:
             raise MisconfigurationException(
-                f"PruningPlasticity trains branches in this process; it cannot do so in {trainer.world_size}. "
+                f"PruningPlasticity trains branches in one process; this run has {trainer.world_size}. "
                 "Train on one device, or cut checkpoints of the parallel run afterwards on one."
             )
         if not trainer.enable_validation:
             raise MisconfigurationException("PruningPlasticity needs validation data to score its branches")
+        others = [c for c in trainer.callbacks if isinstance(c, SparseTraining)]  # type: ignore[attr-defined]
+        for other in others if self.cut["granularity"] == "filter" else []:
+            if other.config.granularity != "filter":
+                raise MisconfigurationException(
+                    f"granularity='filter' cuts whole filters, but {type(other).__name__} masks by "
+                    f"'{other.config.granularity}': cut by 'weight', or train sparse by 'filter'."
+                )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the learning rate drops, for the figure."""
@@ -112,7 +126,10 @@ class PruningPlasticity(Callback):
             return
         for record in self._measure(trainer, pl_module):
             self.records.append(record)
-            self.log(f"pruning_plasticity/{record['rate']:g}{'_regrown' if self.regrow else ''}", record["plasticity"])
+            pl_module.log(
+                f"pruning_plasticity/{record['rate']:g}{'_regrown' if self.regrow else ''}",
+                record["plasticity"],
+            )
             rank_zero_info(describe(record))
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[Record]:
@@ -145,7 +162,8 @@ class PruningPlasticity(Callback):
         inner.validate(module, trainer.val_dataloaders, verbose=False)
         if self.monitor not in inner.callback_metrics:
             raise MisconfigurationException(
-                f"monitor='{self.monitor}' is not logged in validation; there are {sorted(inner.callback_metrics)}"
+                f"monitor='{self.monitor}' is not logged in validation; "
+                f"there are {sorted(inner.callback_metrics)}"
             )
         return float(inner.callback_metrics[self.monitor])
 
@@ -176,9 +194,11 @@ class PruningPlasticity(Callback):
 
 
 class Branch(SparseTraining):
-    """One branch: cut at the first step, between its backward pass and the optimizer step; then hold the masks."""
+    """One branch: a cut between the first backward pass and optimizer step, then constant masks."""
 
-    def __init__(self, rate: float, regrow: bool, masks: Mapping[str, torch.Tensor] | None = None, **cut: Any) -> None:
+    def __init__(
+        self, rate: float, regrow: bool, masks: Mapping[str, torch.Tensor] | None = None, **cut: Any
+    ) -> None:
         super().__init__(sparsity=0.0, **cut)
         self.rate, self.regrow, self.start_masks = rate, regrow, dict(masks or {})
         self.sparsity_before = 0.0
@@ -192,7 +212,9 @@ class Branch(SparseTraining):
             engine.set_masks(self.start_masks)
         self.sparsity_before = 1.0 - self.density
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
         """Cut once, with the gradients of the uncut net; every later step only holds the masks."""
         for owner, engine in self._engines:
             if owner is optimizer and engine.step == 0:
@@ -209,7 +231,9 @@ def learning_rate(trainer: Trainer) -> float:
     return float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def copy_run(pl_module: LightningModule, optimizers: Sequence[Optimizer]) -> tuple[LightningModule, list[Optimizer]]:
+def copy_run(
+    pl_module: LightningModule, optimizers: Sequence[Optimizer]
+) -> tuple[LightningModule, list[Optimizer]]:
     """Copy a module and its optimizers, state and present learning rates included, without schedulers."""
     memo: dict[int, Any] = {}
     module = copy.deepcopy(pl_module, memo)
@@ -218,7 +242,7 @@ def copy_run(pl_module: LightningModule, optimizers: Sequence[Optimizer]) -> tup
 
 
 def branch_trainer(trainer: Trainer, epochs: int, branch: Callback) -> Trainer:
-    """A silent Trainer on the same device and precision, which writes nothing and validates once, at its end."""
+    """A silent Trainer like the given one, which writes nothing and validates once, at its end."""
     return type(trainer)(
         accelerator=trainer.accelerator,
         devices=1,
@@ -268,7 +292,7 @@ def _generators(trainer: Trainer) -> Iterator[torch.Generator]:
 def describe(record: Mapping[str, Any]) -> str:
     """One branch in one line."""
     return (
-        f"pruning plasticity, epoch {record['epoch']}, learning rate {record['learning_rate']:g}: cut {record['rate']:g} of "
-        f"the active connections{', regrown' if record['regrow'] else ''}: "
+        f"pruning plasticity, epoch {record['epoch']}, learning rate {record['learning_rate']:g}: "
+        f"cut {record['rate']:g} of the active connections{', regrown' if record['regrow'] else ''}: "
         f"{record['before']:.4f} -> {record['after']:.4f} ({record['plasticity']:+.4f})"
     )

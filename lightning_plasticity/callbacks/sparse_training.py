@@ -1,20 +1,28 @@
-"""SparseTraining: masks that are pruned and regrown while a Trainer trains. Plumbing only; see
-``sparsity``.
-"""
+"""SparseTraining: masks that are pruned and regrown while a Trainer trains. Plumbing only."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.data import _extract_batch_size
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_plasticity.callbacks.support import check_strategy, optimizer_of, optimizer_steps, shard_group
+from lightning_plasticity.callbacks.support import (
+    batch_size,
+    check_equal_masks,
+    check_strategy,
+    mask_averages,
+    optimizer_of,
+    optimizer_steps,
+    shard_group,
+    unscales_itself,
+)
 from lightning_plasticity.sparsity.config import Distribution, Scope, SparsityConfig
+from lightning_plasticity.sparsity.export import filter_groups
 from lightning_plasticity.sparsity.maskable import maskable_parameters
 from lightning_plasticity.sparsity.report import SparsityReport
 from lightning_plasticity.sparsity.schedules import Schedule
@@ -29,8 +37,7 @@ _ENDLESS = 2**62
 
 
 class SparseTraining(Callback):
-    """Train sparse: keep masks, prune along a schedule, drop and regrow connections. The general form of the
-    presets.
+    """Train sparse: prune along a schedule, drop and regrow connections. The presets are settings of it.
 
     Add it to any Trainer; the LightningModule is not changed. Masked weights and their optimizer state stay
     exactly zero, updates happen after optimizer steps, everything needed to resume is in the checkpoint.
@@ -57,6 +64,11 @@ class SparseTraining(Callback):
         track_exploration: Log the share of positions ever active; costs one more byte a weight.
         total_steps: Optimizer steps of the run, where the trainer cannot know them (open-ended runs, manual
             optimization with accumulation).
+        coupled: With granularity ``"filter"``, score and mask filters together that have to go together for
+            :func:`shrink` to remove them, such as those that add to one residual stream. True finds them with
+            the module's ``example_input_array``; or give groups of parameter names
+            (:func:`filter_groups`).
+        check_ranks: Compare checksums of the masks over all processes after every update, for debugging.
         seed: Seed of everything random here; the same on every rank.
 
     Raises:
@@ -86,13 +98,21 @@ class SparseTraining(Callback):
         allow_readd: bool = True,
         track_exploration: bool = False,
         total_steps: int | None = None,
+        check_ranks: bool = False,
+        coupled: bool | Sequence[Sequence[str]] = False,
         seed: int = 0,
     ) -> None:
         self.config = SparsityConfig(
-            sparsity, regrow_ratio, update_every, drop, grow, scope, distribution, granularity, initial, allow_readd,
-            track_exploration, seed,
+            sparsity, regrow_ratio, update_every, drop, grow, scope, distribution, granularity, initial,
+            allow_readd, track_exploration, seed,
         )  # fmt: skip
-        self.include, self.exclude, self.total_steps = list(include), list(exclude), total_steps
+        if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
+            raise ValueError(f"{total_steps=} must be a positive number of optimizer steps, or None")
+        self.include, self.exclude = list(include), list(exclude)
+        self.total_steps, self.check_ranks = total_steps, check_ranks
+        if coupled and self.config.pattern.has_unit_weights:
+            raise ValueError(f"coupled={coupled} needs granularity='filter', it is '{granularity}'")
+        self.coupled = coupled if isinstance(coupled, bool) else [list(group) for group in coupled]
         self._engines: list[tuple[Optimizer, Sparsifier]] = []
         self._handles: list[RemovableHandle] = []
         self._fresh: list[Update] = []
@@ -100,7 +120,7 @@ class SparseTraining(Callback):
         self._report = SparsityReport()
         self._flops_seen = False
 
-    # ------------------------------------------------------------------------------------------------ what there is
+    # ------------------------------------------------------------------------------------ what there is
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -109,9 +129,7 @@ class SparseTraining(Callback):
 
     @property
     def density(self) -> float:
-        """Share of active weights (or filters) among all that are masked by this callback; 1 before the
-        fit.
-        """
+        """Share of active weights (or filters) among those in reach of masks; 1 before the fit."""
         sizes = sum(sum(engine.plan.sizes) for _, engine in self._engines)
         return sum(sum(engine.counts) for _, engine in self._engines) / sizes if sizes else 1.0
 
@@ -120,68 +138,102 @@ class SparseTraining(Callback):
         return self._report.text(type(self).__name__, [engine for _, engine in self._engines])
 
     def flops(self) -> dict[str, float]:
-        """Dense forward FLOPs of a sample, and forward and training FLOPs as shares of dense; empty if unknown."""
+        """FLOPs: ``dense`` (forward, one sample); ``forward`` and ``training`` as shares of it; or empty."""
         return self._report.flop_shares([engine for _, engine in self._engines])
 
     def figures(self) -> "dict[str, Figure]":
         """Figures for FigureLogger: density and accuracy over the run, density per layer."""
         return self._report.figures([engine for _, engine in self._engines])
 
-    # -------------------------------------------------------------------------------------------------- fit start
+    # ---------------------------------------------------------------------------------------- fit start
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the last fit, and any state that came with a checkpoint for validation only."""
+        if stage == "fit":
+            self._detach()
+            self._engines, self._restored = [], None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose parameters, draw or restore masks, and hook into the optimizers."""
-        self._detach()
         check_strategy(trainer, type(self).__name__)
         parameters = maskable_parameters(pl_module, self.include, self.exclude, self.config.pattern)
+        parameters = self.config.named_layers(parameters)
         self._check_claims(trainer, parameters)
-        total = self._total_steps(trainer)
+        total, coupled = self._total_steps(trainer), self._coupled_groups(pl_module)
         owners = {name: optimizer_of(p, trainer.optimizers) for name, p in parameters.items()}
         if orphans := [name for name, owner in owners.items() if owner is None]:
             raise MisconfigurationException(
-                f"no optimizer received these masked parameters: {orphans}. Return them from configure_optimizers, or "
-                f"leave them dense with {type(self).__name__}(exclude={orphans[:1]})."
+                f"no optimizer received these masked parameters: {orphans}. Return them from "
+                f"configure_optimizers, or leave them dense with exclude={orphans[:1]}."
             )
-        self._engines = [
-            (optimizer, Sparsifier(mine, self.config, total, shard_group(mine.values())))
+        owned = [
+            (optimizer, mine)
             for optimizer in trainer.optimizers
             if (mine := {name: p for name, p in parameters.items() if owners[name] is optimizer})
+        ]
+        self._engines = [
+            (
+                optimizer,
+                Sparsifier(
+                    mine, self.config.for_layers(mine), total, shard_group(mine.values()), coupled, state
+                ),
+            )
+            for (optimizer, mine), state in zip(owned, self._stored(len(owned)), strict=True)
         ]
         self._handles = [
             register(hook)
             for optimizer, _ in self._engines
             for register, hook in (
-                (optimizer.register_step_pre_hook, self._begin_step),
-                (optimizer.register_step_post_hook, self._after_step),
+                (optimizer.register_step_pre_hook, partial(self._begin_step, trainer)),
+                (optimizer.register_step_post_hook, partial(self._after_step, trainer)),
             )
         ]
         self._report, self._flops_seen = SparsityReport(), False
         if self._restored is not None:
-            self._restore(self._restored)
+            self._report.curve = list(self._restored["curve"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to go on from a checkpoint that holds no masks."""
         if trainer.ckpt_path is not None and self._restored is None:
             raise MisconfigurationException(
-                f"ckpt_path={trainer.ckpt_path} holds no masks for state_key '{self.state_key}'. Resume with the callback, "
-                "include and exclude of the stored run; to start sparse training from its weights, load them into the "
-                "model (load_from_checkpoint) and fit without ckpt_path."
+                f"ckpt_path={trainer.ckpt_path} holds no masks for state_key '{self.state_key}'. Resume with "
+                "the callback, include and exclude of the stored run; to start sparse training from its "
+                "weights, load them into the model (load_from_checkpoint) and fit without ckpt_path."
             )
         self._restored = None
+        total = self._total_steps(trainer)  # a batch-size finder may have changed it
+        for _, engine in self._engines:
+            engine.set_total_steps(total)
+        mask_averages(trainer, self.masks)
 
     def _total_steps(self, trainer: Trainer) -> int:
         total = self.total_steps or optimizer_steps(trainer)
         schedules = [*self.config.sparsity_schedules.values(), self.config.regrow_schedule]
         if total is None and any(schedule.needs_total for schedule in schedules):
             raise MisconfigurationException(
-                f"{type(self).__name__} has times given as fractions of the run, but the run has no known end: set "
-                "Trainer(max_steps=...) or max_epochs, give the callback total_steps=..., or give times as steps (int)."
+                f"{type(self).__name__} has times given as fractions of the run, but the run has no known "
+                "end: set Trainer(max_steps=...) or max_epochs, give the callback total_steps=..., or give "
+                "times as steps (int)."
             )
         if total is not None and not all(s(total, total) == s(_ENDLESS, total) for s in schedules[:-1]):
             rank_zero_warn(
-                f"{type(self).__name__}: the run ends after {total} optimizer steps, before its sparsity is reached."
+                f"{type(self).__name__}: the run ends after {total} optimizer steps, before its sparsity is "
+                "reached."
             )
         return _ENDLESS if total is None else total
+
+    def _coupled_groups(self, pl_module: LightningModule) -> list[list[str]]:
+        if not isinstance(self.coupled, bool):
+            return self.coupled
+        if not self.coupled:
+            return []
+        if pl_module.example_input_array is None:
+            raise MisconfigurationException(
+                "coupled=True looks for filters that go together by a trial run, and the module has no "
+                "example_input_array: set it, or give coupled=filter_groups(model, inputs)."
+            )
+        inputs = pl_module.example_input_array
+        return filter_groups(pl_module, inputs.to(pl_module.device) if isinstance(inputs, Tensor) else inputs)
 
     def _check_claims(self, trainer: Trainer, parameters: Mapping[str, Any]) -> None:
         mine = {id(p) for p in parameters.values()}
@@ -191,34 +243,44 @@ class SparseTraining(Callback):
             for _, engine in other._engines:
                 if shared := [name for name, p in engine.parameters.items() if id(p) in mine]:
                     raise MisconfigurationException(
-                        f"{type(self).__name__} and {type(other).__name__} both mask {shared}: give each its own layers "
-                        "with include=[...] or exclude=[...]."
+                        f"{type(self).__name__} and {type(other).__name__} both mask {shared}: give each its "
+                        "own layers with include=[...] or exclude=[...]."
                     )
 
-    # --------------------------------------------------------------------------------------------------- training
+    # ----------------------------------------------------------------------------------------- training
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Gradients are accumulated, reduced and unscaled, not yet clipped: read them, then mask them."""
         for owner, engine in self._engines:
-            if owner is optimizer:
+            if owner is optimizer and not unscales_itself(trainer, optimizer):
                 engine.before_step()
 
-    def _begin_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _begin_step(self, trainer: Trainer, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Where the scaler looks for infinite gradients only now, mask only now, lest it overlook one."""
+        if self not in trainer.callbacks:  # type: ignore[attr-defined]
+            return
         for owner, engine in self._engines:
-            if owner is optimizer:
-                engine.begin()
+            if owner is optimizer and engine.begin() and unscales_itself(trainer, optimizer):
+                engine.before_step()
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Runs only after a step that really happened: a step that a gradient scaler skips counts nowhere."""
+    def _after_step(self, trainer: Trainer, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Runs only after a step that really happened: one that a gradient scaler skips counts nowhere.
+
+        Nor do the trial steps of learning-rate and batch-size finders, which take the callbacks away.
+        """
+        if self not in trainer.callbacks:  # type: ignore[attr-defined]
+            return
         for owner, engine in self._engines:
             if owner is optimizer and (update := engine.finish(optimizer)) is not None:
                 self._fresh.append(update)
                 if update.skipped:
                     rank_zero_warn(f"step {update.step}: gradients are not finite, masks stay as they are")
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Count the FLOPs of the first batch that comes by."""
         if not self._flops_seen:
             self._report.watch_flops(pl_module)
@@ -228,23 +290,33 @@ class SparseTraining(Callback):
     ) -> None:
         """Log after updates and once an epoch, so that the density is always in the progress bar."""
         if not self._flops_seen:
-            self._report.close_flops(_batch_size(batch))
+            self._report.close_flops(batch_size(batch))
             self._flops_seen = True
         if self._fresh or batch_idx == 0:
-            self.log("sparsity/density", self.density, prog_bar=True)
-            self.log("sparsity/skipped_updates", float(sum(engine.skipped for _, engine in self._engines)))
+            pl_module.log("sparsity/density", self.density, prog_bar=True)
+            pl_module.log(
+                "sparsity/skipped_updates", float(sum(engine.skipped for _, engine in self._engines))
+            )
         if self._fresh:
+            mask_averages(trainer, self.masks)
+            if self.check_ranks:
+                check_equal_masks(engine for _, engine in self._engines)
             for key in ("pruned", "dropped", "grown"):
-                self.log(f"sparsity/{key}", float(sum(getattr(update, key) for update in self._fresh)))
+                pl_module.log(f"sparsity/{key}", float(sum(getattr(update, key) for update in self._fresh)))
             explored = [e for _, engine in self._engines if (e := engine.exploration) is not None]
             if explored:
-                self.log("sparsity/exploration", sum(explored) / len(explored))
+                pl_module.log("sparsity/exploration", sum(explored) / len(explored))
         self._fresh.clear()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the accuracies for the figure."""
         if not trainer.sanity_checking and self._engines:
             self._report.record(trainer.callback_metrics, self._engines[0][1].step, self.density)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mask what weight averaging has put into the model."""
+        for _, engine in self._engines:
+            engine.apply()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary."""
@@ -261,7 +333,7 @@ class SparseTraining(Callback):
         self._handles = []
         self._report.close_flops()
 
-    # ------------------------------------------------------------------------------------------------------ state
+    # -------------------------------------------------------------------------------------------- state
 
     @property
     def state_key(self) -> str:
@@ -274,23 +346,23 @@ class SparseTraining(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the model and optimizers are there; some strategies load after that."""
+        if not state_dict["engines"]:
+            return  # saved before the fit had begun, as tuners do
         self._restored = state_dict
         if self._handles:
-            self._restore(state_dict)
+            for (_, engine), state in zip(self._engines, self._stored(len(self._engines)), strict=True):
+                if state is not None:
+                    engine.load_state_dict(state)
+            self._report.curve = list(state_dict["curve"])
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        if len(state["engines"]) != len(self._engines):
+    def _stored(self, count: int) -> list[dict[str, Any] | None]:
+        """The restored state of each of ``count`` engines, None where nothing was restored."""
+        if self._restored is None:
+            return [None] * count
+        stored: list[dict[str, Any] | None] = self._restored["engines"]
+        if len(stored) != count:
             raise MisconfigurationException(
-                f"the checkpoint holds masks for {len(state['engines'])} optimizers, this run has {len(self._engines)}"
+                f"the checkpoint holds masks for {len(stored)} optimizers, this run has {count}: resume with the "
+                "model and configure_optimizers of the stored run."
             )
-        for (_, engine), stored in zip(self._engines, state["engines"], strict=True):
-            engine.load_state_dict(stored)
-        self._report.curve = list(state["curve"])
-
-
-def _batch_size(batch: Any) -> int | None:
-    """Samples in a batch, None where it cannot be told."""
-    try:
-        return next(_extract_batch_size(batch))
-    except (StopIteration, TypeError):
-        return None
+        return stored

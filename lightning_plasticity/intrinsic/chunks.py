@@ -38,7 +38,7 @@ class Chunks:
     ) -> Self:
         """Chunks of user data; raises ValueError if anything about it is wrong."""
         y = as_stimuli(stimuli, num_features)
-        for part in y.split(CHUNK):
+        for part in torch.split(y, CHUNK):
             check_stimuli(part)
         known = as_labels(labels, len(y), num_classes, y.device)
         return cls(y, known, as_sample_weight(sample_weight, len(y), y.device))

@@ -1,8 +1,9 @@
 """The neural circuit: Hebbian weights with synaptic scaling, and intrinsic plasticity of excitability.
 
-Monk, Savin and Luecke, NIPS 2016. Neuron `c` receives `I_c = sum_d y_d log W_cd + S log lambda_c - lambda_c` (or the
-negative binomial input, which also knows the spread of its intensities), a softmax over the inputs makes the neurons
-compete, and every change is local to the neuron's activity `s_c`, its inputs and its own state:
+Monk, Savin and Luecke, NIPS 2016. Neuron `c` receives `I_c = sum_d y_d log W_cd + S log lambda_c - lambda_c`
+(or the negative binomial input, which also knows the spread of its intensities), a softmax over the inputs
+makes the neurons compete, and every change is local to the neuron's activity `s_c`, its inputs and its own
+state:
 
     W_cd += eps_W s_c (y_d - S W_cd)     Hebb minus scaling; keeps sum_d W_cd = 1; its fixed point is EM's
     mu_c += eps s_c (S - mu_c)           intrinsic plasticity of the mean intensity (lambda of the circuit)
@@ -21,11 +22,14 @@ from lightning_plasticity.intrinsic.distribution import Intensity, Parameters, e
 from lightning_plasticity.intrinsic.em import MAX_SHAPE, MIN_MEAN, moment_shape, responsibilities
 from lightning_plasticity.intrinsic.precision import full_precision
 
-RATE, DECAY = 0.02, 4000.0
-"""Learning rate at the start, and the number of stimuli after which it has halved."""
+RATE = 0.02
+"""Learning rate at the start."""
 
-PRIOR_WARMUP = 8000
-"""Stimuli for which the prior is held while the weights find their classes."""
+DECAY_PER_CLASS = 1000.0
+"""Stimuli for each class after which the rate has halved."""
+
+WARMUP = 8000
+"""Stimuli for which neurons learn directions and means alone."""
 
 MAX_GAIN = 0.5
 """Most that one stimulus may move a weight vector towards itself, which keeps weights positive."""
@@ -45,7 +49,9 @@ class Circuit(NamedTuple):
 
     def parameters(self, max_shape: float = MAX_SHAPE) -> Parameters:
         """The mixture that the circuit stands for."""
-        return Parameters(self.weights, self.mean, moment_shape(self.mean, self.second_moment, max_shape), self.prior)
+        return Parameters(
+            self.weights, self.mean, moment_shape(self.mean, self.second_moment, max_shape), self.prior
+        )
 
     @classmethod
     def of(cls, params: Parameters) -> "Circuit":
@@ -75,7 +81,16 @@ class Drive(NamedTuple):
     """`sum log p(y)`, without `log_base`, `[]`."""
 
 
-def learning_rate(seen: float, rate: float = RATE, decay: float = DECAY) -> float:
+def stage(intensity: Intensity, warm: bool) -> Intensity:
+    """What the neurons' input knows of intensity while they warm up: no spread.
+
+    A spread or a prior learnt before the classes have parted lets one neuron swallow its neighbours: it
+    becomes broad, answers for all, and they die.
+    """
+    return "poisson" if intensity == "nb" and not warm else intensity
+
+
+def learning_rate(seen: float, rate: float, decay: float) -> float:
     """`rate / (1 + seen / decay)` with `seen` stimuli shown so far."""
     return rate / (1 + seen / decay)
 
@@ -98,7 +113,9 @@ def present(
         tensor([[0.5250, 0.4750]])
     """
     energy = stimulus.sum()
-    activity = evidence(stimulus.unsqueeze(0), circuit.parameters(), intensity)[0].softmax(0).to(stimulus.dtype)
+    activity = (
+        evidence(stimulus.unsqueeze(0), circuit.parameters(), intensity)[0].softmax(0).to(stimulus.dtype)
+    )
     weight_rate = (rate / (circuit.prior @ circuit.mean)).clamp_max(MAX_GAIN / energy.clamp_min(MIN_MEAN))
     hebb = stimulus - energy * circuit.weights
     weights = circuit.weights + weight_rate * activity.unsqueeze(1) * hebb
@@ -138,14 +155,17 @@ def drive(
         keep_weights = weight @ torch.log1p(-activity * gain.unsqueeze(1))
         keep_moments = weight @ torch.log1p(-activity * rate)
     log_sum = (log_likelihood * weight).sum()
-    return Drive(by_class, energy_sum, square_sum, shown.sum(0), keep_weights, keep_moments, weight.sum(), log_sum)
+    return Drive(
+        by_class, energy_sum, square_sum, shown.sum(0), keep_weights, keep_moments, weight.sum(), log_sum
+    )
 
 
 def apply_drive(circuit: Circuit, total: Drive, rate: float, learn_prior: bool = True) -> Circuit:
-    """Changes the circuit by a mini-batch, as if its stimuli came one after another with their activities frozen.
+    """Changes the circuit by a mini-batch, as if its stimuli came one by one with activities frozen.
 
-    Of the old state a share `prod (1 - eps s)` is kept, the rest goes to the batch's mean: for one stimulus this is
-    `present` exactly, for many it agrees to first order in the rate, and no batch is too large for it.
+    Of the old state a share `prod (1 - eps s)` is kept, the rest goes to the batch's mean: for one stimulus
+    this is `present` exactly, for many it agrees to first order in the rate, and no batch is too large for
+    it.
     """
     tiny = torch.finfo(torch.float64).tiny
 
@@ -161,4 +181,6 @@ def apply_drive(circuit: Circuit, total: Drive, rate: float, learn_prior: bool =
     if not learn_prior:
         return Circuit(weights, mean, second, circuit.prior)
     log_keep = total.weight * torch.log1p(torch.tensor(-rate, dtype=torch.float64))
-    return Circuit(weights, mean, second, move(circuit.prior, total.activity / total.weight.clamp_min(tiny), log_keep))
+    return Circuit(
+        weights, mean, second, move(circuit.prior, total.activity / total.weight.clamp_min(tiny), log_keep)
+    )

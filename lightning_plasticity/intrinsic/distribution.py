@@ -1,9 +1,9 @@
 """The Product-Poisson-Gamma mixture as a distribution: joint, posteriors, intensities, samples.
 
-Monk, Savin and Luecke, "Neurons equipped with intrinsic plasticity learn stimulus intensity statistics", NIPS 2016.
-A class `c` is drawn from the prior `pi`, a gain `z` from a Gamma of mean `mu_c` and shape `a_c`, and the stimulus from
-`y_d ~ Poisson(z W_cd)` with `sum_d W_cd = 1`. The total energy `S = sum_d y_d` is then negative binomial and the
-direction multinomial, independent of each other given the class:
+Monk, Savin and Luecke, "Neurons equipped with intrinsic plasticity learn stimulus intensity statistics", NIPS
+2016. A class `c` is drawn from the prior `pi`, a gain `z` from a Gamma of mean `mu_c` and shape `a_c`, and
+the stimulus from `y_d ~ Poisson(z W_cd)` with `sum_d W_cd = 1`. The total energy `S = sum_d y_d` is then
+negative binomial and the direction multinomial, independent of each other given the class:
 
     log p(y, c) = log pi_c + sum_d y_d log W_cd - sum_d lgamma(y_d + 1)
                   + lgamma(S + a_c) - lgamma(a_c) - a_c log1p(mu_c / a_c) - S log1p(a_c / mu_c)
@@ -24,7 +24,7 @@ Intensity = Literal["nb", "poisson", "none"]
 """What a class knows of intensity: `"nb"` mean and spread, `"poisson"` the mean alone, `"none"` nothing."""
 
 TINY = 1e-30
-"""Floor of a weight inside the logarithm: a count where a class has no weight costs 69 nats and stays finite."""
+"""Floor of a weight inside the logarithm: a count where a class has no weight costs 69 nats."""
 
 NEARLY_POISSON = 1e9
 """Stands for an infinite shape where a Gamma density or sample is needed: its relative spread is 3e-5."""
@@ -44,7 +44,7 @@ class Parameters(NamedTuple):
 
 
 class IntensityPosterior(NamedTuple):
-    """Point estimates of the latent gain `z` of each stimulus, `[n]` (averaged over classes) or `[n, C]` (given one)."""
+    """Point estimates of the gain `z`, `[n]` (averaged over classes) or `[n, C]` (given one)."""
 
     mean: Tensor
     """`E[z | y]`."""
@@ -54,9 +54,10 @@ class IntensityPosterior(NamedTuple):
 
 def check_intensity(intensity: str) -> Intensity:
     """Returns `intensity` if it is one of `nb`, `poisson`, `none`; raises ValueError otherwise."""
-    for known in get_args(Intensity):
-        if intensity == known:
-            return known
+    known: tuple[Intensity, ...] = get_args(Intensity)
+    for choice in known:
+        if intensity == choice:
+            return choice
     raise ValueError(f"intensity={intensity!r} is unknown: choose one of {', '.join(get_args(Intensity))}")
 
 
@@ -74,15 +75,23 @@ def log_gamma(x: Tensor) -> Tensor:
         return torch.lgamma(x)
     inverse = x.reciprocal()
     square = inverse * inverse
-    series = square.mul(-1 / 1680).add_(1 / 1260).mul_(square).sub_(1 / 360).mul_(square).add_(1 / 12).mul_(inverse)
+    series = (
+        square.mul(-1 / 1680)
+        .add_(1 / 1260)
+        .mul_(square)
+        .sub_(1 / 360)
+        .mul_(square)
+        .add_(1 / 12)
+        .mul_(inverse)
+    )
     return (x - 0.5).mul_(x.log()).sub_(x).add_(0.5 * math.log(2 * math.pi)).add_(series)
 
 
 def log_negative_binomial(energy: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
     """`log NB(S; mean mu, shape a)` of each energy under each class, `[n, C]` in nats.
 
-    Evaluated in float64, as `lgamma(S + a) - lgamma(a)` cancels for large `a`; the `log1p` form is stable from tiny
-    means to the Poisson limit.
+    Evaluated in float64, as `lgamma(S + a) - lgamma(a)` cancels for large `a`; the `log1p` form is stable
+    from tiny means to the Poisson limit.
 
     Args:
         energy: `S [n]`, total energy of each stimulus.
@@ -98,7 +107,7 @@ def log_negative_binomial(energy: Tensor, mean: Tensor, shape: Tensor) -> Tensor
 
 
 def energy_evidence(energy: Tensor, params: Parameters, intensity: Intensity) -> Tensor:
-    """What the energy alone tells of the class, with the prior: `log pi_c + log p(S | c)`, `[n, C]`, float64."""
+    """What the energy tells of the class, with the prior: `log pi_c + log p(S | c)`, `[n, C]`, float64."""
     log_prior = params.prior.double().clamp_min(TINY).log()
     if intensity == "none":
         return log_prior.expand(len(energy), -1)
@@ -107,12 +116,15 @@ def energy_evidence(energy: Tensor, params: Parameters, intensity: Intensity) ->
 
 
 def evidence(
-    stimuli: Tensor, params: Parameters, intensity: Intensity = "nb", levels: tuple[Tensor, Tensor] | None = None
+    stimuli: Tensor,
+    params: Parameters,
+    intensity: Intensity = "nb",
+    levels: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The part of `log p(y, c)` that depends on the class, `[n, C]` in nats, in the dtype of `stimuli`.
 
-    The matrix product runs in that dtype (float32 or float64), never in a lower one. Energies repeat in count data,
-    so the special functions are evaluated once for each distinct energy.
+    The matrix product runs in that dtype (float32 or float64), never in a lower one. Energies repeat in count
+    data, so the special functions are evaluated once for each distinct energy.
 
     Args:
         stimuli: `y [n, D]`, non-negative.
@@ -129,12 +141,12 @@ def evidence(
 
 def energy_levels(stimuli: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct energies `[u]` (float64, ascending) and which of them each stimulus has, `[n]`."""
-    levels, index = stimuli.sum(1).double().unique(return_inverse=True)
+    levels, index = torch.unique(stimuli.sum(1).double(), return_inverse=True)
     return levels, index
 
 
 def log_base(stimuli: Tensor) -> Tensor:
-    """The part of `log p(y, c)` that is the same for all classes: the log multinomial coefficient, `[n]`, float64."""
+    """What is the same for all classes: the log multinomial coefficient, `[n]`, float64."""
     counts = stimuli.double()
     return torch.lgamma(counts.sum(1) + 1) - torch.lgamma(counts + 1).sum(1)
 
@@ -146,7 +158,7 @@ def log_joint(stimuli: Tensor, params: Parameters, intensity: Intensity = "nb") 
 
     Example:
         >>> params = Parameters(*(torch.tensor(v) for v in ([[0.5, 0.5]], [3.0], [2.0], [1.0])))
-        >>> log_joint(torch.tensor([[1.0, 2.0]]), params).exp()      # nbinom(3; mean 3, shape 2) x multinomial(1, 2)
+        >>> log_joint(torch.tensor([[1.0, 2.0]]), params).exp()      # nbinom(3; 3, 2) x multinomial
         tensor([[0.0518]], dtype=torch.float64)
     """
     return evidence(stimuli.double(), params, intensity) + log_base(stimuli).unsqueeze(1)
@@ -170,12 +182,14 @@ def class_intensity(energy: Tensor, params: Parameters) -> IntensityPosterior:
     return IntensityPosterior(mean, (mean - overdispersion / rate).clamp_min(0))
 
 
-def marginal_intensity(energy: Tensor, posterior: Tensor, params: Parameters, steps: int = 64) -> IntensityPosterior:
+def marginal_intensity(
+    energy: Tensor, posterior: Tensor, params: Parameters, steps: int = 64
+) -> IntensityPosterior:
     """Posterior mean and mode of the gain, averaged over classes.
 
-    `p(z | y) = sum_c s_c Gamma(z; a_c + S, a_c / mu_c + 1)` is a mixture, so that its mode is not the average of the
-    modes: the modes of the three likeliest classes are climbed by mode-seeking EM (each step a weighted mean of
-    the classes' modes, the density never falls), and the highest is taken.
+    `p(z | y) = sum_c s_c Gamma(z; a_c + S, a_c / mu_c + 1)` is a mixture, so that its mode is not the average of
+    the modes: the modes of the three likeliest classes are climbed by mode-seeking EM (each step a weighted mean
+    of the classes' modes, by which the density never falls), and the highest is taken.
 
     Args:
         energy: `S [n]`.
@@ -189,10 +203,16 @@ def marginal_intensity(energy: Tensor, posterior: Tensor, params: Parameters, st
     given = class_intensity(energy, params)
     shape = params.shape.double().clamp_max(NEARLY_POISSON)
     alpha, rate = shape + energy.double().unsqueeze(1), shape / params.mean.double() + 1
-    log_scale = (posterior.double().clamp_min(TINY).log() + alpha * rate.log() - torch.lgamma(alpha)).unsqueeze(1)
+    log_scale = (
+        posterior.double().clamp_min(TINY).log() + alpha * rate.log() - torch.lgamma(alpha)
+    ).unsqueeze(1)
 
     def log_density(z: Tensor) -> Tensor:
-        return log_scale + (alpha - 1).unsqueeze(1) * z.unsqueeze(2).clamp_min(TINY).log() - rate * z.unsqueeze(2)
+        return (
+            log_scale
+            + (alpha - 1).unsqueeze(1) * z.unsqueeze(2).clamp_min(TINY).log()
+            - rate * z.unsqueeze(2)
+        )
 
     z = given.map.gather(1, posterior.topk(min(3, posterior.shape[1]), dim=1).indices)
     for _ in range(steps):
@@ -203,7 +223,7 @@ def marginal_intensity(energy: Tensor, posterior: Tensor, params: Parameters, st
 
 
 def relative_intensity(energy: Tensor, params: Parameters) -> Tensor:
-    """How strong a stimulus is for its class ("stress"), in standard deviations: `(S - mu) / sqrt(mu + mu^2 / a)`.
+    """How strong a stimulus is for a class ("stress"): `(S - mu) / sqrt(mu + mu^2 / a)`.
 
     Args:
         energy: `S [n]`.
@@ -231,7 +251,9 @@ def sample(params: Parameters, size: int, generator: torch.Generator) -> tuple[T
     # torch has no public Gamma sampler that takes a generator: NumPy's, seeded from ours.
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     shape, mean = params.shape.double()[classes], params.mean.double()[classes]
-    relative = torch.from_numpy(rng.gamma(shape.clamp_max(NEARLY_POISSON).numpy())) / shape.clamp_max(NEARLY_POISSON)
+    relative = torch.from_numpy(rng.gamma(shape.clamp_max(NEARLY_POISSON).numpy())) / shape.clamp_max(
+        NEARLY_POISSON
+    )
     gains = torch.where(shape.isinf(), mean, relative * mean)
     rates = gains.unsqueeze(1) * params.weights.double()[classes]
     return torch.poisson(rates, generator=generator), classes, gains

@@ -1,8 +1,9 @@
 """Exact batch EM of the Product-Poisson-Gamma mixture: start, E step, M step, revival.
 
-An E step over any part of the data gives `Sums`, which add up over batches and processes; an M step needs nothing
-else. Weights, means and priors have closed forms; the shape climbs a minorant of the expected log-likelihood that
-touches it with the same slope and curvature, so that a step is Newton's near the optimum and never goes down.
+An E step over any part of the data gives `Sums`, which add up over batches and processes; an M step needs
+nothing else. Weights, means and priors have closed forms; the shape climbs a minorant of the expected
+log-likelihood that touches it with the same slope and curvature, so that a step is Newton's near the optimum
+and never goes down.
 """
 
 import math
@@ -25,6 +26,9 @@ from lightning_plasticity.intrinsic.precision import full_precision
 MIN_SHAPE, MAX_SHAPE = 1e-3, 1e4
 """Range of a learned shape; the upper end means Poisson: no finite shape fits better."""
 
+START_SHAPE = 100.0
+"""Shape to start from, a spread of 10 %: classes that start broad share every intensity and do not part."""
+
 MIN_MEAN = 1e-8
 """Floor of a learned mean, which keeps `S log1p(a / mu)` finite."""
 
@@ -34,7 +38,7 @@ class Sums(NamedTuple):
 
     stimuli: Tensor
     """`sum R y [C, D]`."""
-    count: Tensor
+    number: Tensor
     """`sum R [C]`."""
     energy: Tensor
     """`sum R S [C]`."""
@@ -53,21 +57,9 @@ class Sums(NamedTuple):
         """Adds the sums of other stimuli."""
         return Sums(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def flat(self) -> Tensor:
-        """One vector of `C D + 5 C + 2` numbers, as processes exchange it."""
-        return torch.cat([part.reshape(-1) for part in self])
-
-    @classmethod
-    def unflat(cls, vector: Tensor, num_classes: int) -> "Sums":
-        """Inverse of `flat`."""
-        width = (vector.numel() - 2) // num_classes - 5
-        parts = vector.split([num_classes * width] + [num_classes] * 5 + [1, 1])
-        stimuli, *classes, log_likelihood, weight = parts
-        return cls(stimuli.view(num_classes, width), *classes, log_likelihood.view(()), weight.view(()))
-
 
 def start(stimuli: Tensor, num_classes: int, generator: torch.Generator, noise: float = 0.5) -> Parameters:
-    """Parameters to start from: weights are the data's mean with noise, mean intensities the data's quantiles.
+    """Parameters to start from: weights are the data's mean with noise, intensities its quantiles.
 
     Single stimuli as starting weights collapse to fewer classes; means are dealt out in random order.
 
@@ -75,28 +67,30 @@ def start(stimuli: Tensor, num_classes: int, generator: torch.Generator, noise: 
         stimuli: `y [n, D]`, a representative batch.
         num_classes: `C`.
         generator: source of randomness, on the CPU.
-        noise: relative size of the noise: each weight is scaled by a uniform number in `1 - noise .. 1 + noise`.
+        noise: relative size of the noise: each weight is scaled by a uniform number in `1 - noise .. 1 +
+            noise`.
     """
     average = stimuli.double().mean(0)
-    scale = 1 + noise * (2 * torch.rand(num_classes, average.numel(), generator=generator, dtype=torch.float64) - 1)
+    scale = 1 + noise * (
+        2 * torch.rand(num_classes, average.numel(), generator=generator, dtype=torch.float64) - 1
+    )
     weights = (average + 1e-3 * average.mean() + MIN_MEAN) * scale.to(average.device)
     energy = stimuli.double().sum(1)
     ranks = (torch.randperm(num_classes, generator=generator) + 0.5).to(average) / num_classes
     mean = energy.quantile(ranks).clamp_min(MIN_MEAN)
-    shape = moment_shape(energy.mean(), energy.square().mean())
-    prior = torch.full_like(mean, 1 / num_classes)
-    return Parameters(weights / weights.sum(1, keepdim=True), mean, shape.expand_as(mean).clone(), prior)
+    shape, prior = torch.full_like(mean, START_SHAPE), torch.full_like(mean, 1 / num_classes)
+    return Parameters(weights / weights.sum(1, keepdim=True), mean, shape, prior)
 
 
 def moment_shape(mean: Tensor, second_moment: Tensor, max_shape: float = MAX_SHAPE) -> Tensor:
-    """Shape from moments of the energy, `mu^2 / (var - mu)`; `max_shape` where the spread is no more than Poisson's."""
+    """Shape from moments, `mu^2 / (var - mu)`; `max_shape` where the spread is no more than Poisson's."""
     excess = second_moment - mean.square() - mean
     shape = mean.square() / excess.clamp_min(torch.finfo(torch.float64).tiny)
     return torch.where(excess > 0, shape, max_shape).clamp(MIN_SHAPE, max_shape)
 
 
 def responsibilities(joint: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Posterior `[n, C]` (in the place of the joint) and log-likelihood `[n]`; a label >= 0 fixes the class."""
+    """Posterior `[n, C]` (in the joint's place) and log-likelihood `[n]`; a label >= 0 fixes the class."""
     if labels is not None:
         other = labels.unsqueeze(1) != torch.arange(joint.shape[1], device=joint.device)
         joint = joint.masked_fill_(other & (labels >= 0).unsqueeze(1), -torch.inf)
@@ -133,7 +127,9 @@ def e_step(
     by_level = posterior.new_zeros(len(levels), posterior.shape[1]).index_add_(0, index, posterior).double()
     with full_precision(stimuli.device.type):
         by_class = (posterior.T @ stimuli).double()
-        count, energy, energy_square = torch.stack([torch.ones_like(levels), levels, levels.square()]) @ by_level
+        count, energy, energy_square = (
+            torch.stack([torch.ones_like(levels), levels, levels.square()]) @ by_level
+        )
     rise = rise_slope = torch.zeros_like(count)
     if intensity == "nb":
         rise, rise_slope = _shape_sums(by_level, levels, params.shape, torch.finfo(stimuli.dtype).eps)
@@ -142,10 +138,10 @@ def e_step(
 
 
 def _shape_sums(by_level: Tensor, levels: Tensor, shape: Tensor, resolution: float) -> tuple[Tensor, Tensor]:
-    """`sum R (psi(S + a) - psi(a))` and its derivative in `a`, each `[C]`, from the responsibilities by energy.
+    """`sum R (psi(S + a) - psi(a))` and its derivative in `a`, `[C]`, from responsibilities by energy.
 
-    Posteriors are nearly one-hot: responsibilities below the resolution of the matrix products cannot show in any
-    sum, and the special functions are spared for them.
+    Posteriors are nearly one-hot: responsibilities below the resolution of the matrix products cannot show in
+    any sum, and the special functions are spared for them.
     """
     row, column = (by_level > resolution).nonzero(as_tuple=True)
     share, a = by_level[row, column], shape.double()
@@ -196,16 +192,18 @@ def m_step(sums: Sums, params: Parameters, learning: Learning = EXACT) -> Parame
         params: the mixture before the step.
         learning: what may change.
     """
-    alive, count = sums.count > 0, sums.count.clamp_min(torch.finfo(torch.float64).tiny)
+    alive, count = sums.number > 0, sums.number.clamp_min(torch.finfo(torch.float64).tiny)
     weights = sums.stimuli + learning.smoothing
     energy = weights.sum(1, keepdim=True)
     seen = (alive & (energy.squeeze(1) > 0)).unsqueeze(1)
-    weights = torch.where(seen, weights / energy.clamp_min(torch.finfo(torch.float64).tiny), params.weights.double())
+    weights = torch.where(
+        seen, weights / energy.clamp_min(torch.finfo(torch.float64).tiny), params.weights.double()
+    )
     mean = torch.where(alive, (sums.energy / count).clamp_min(MIN_MEAN), params.mean)
     shape = params.shape
     if learning.intensity == "nb":
         shape = torch.where(alive, shape_step(sums, params.shape, mean, learning.max_shape), shape)
-    prior = sums.count / sums.count.sum() if learning.learn_prior else params.prior
+    prior = sums.number / sums.number.sum() if learning.learn_prior else params.prior
     return Parameters(weights.to(params.weights.dtype), mean, shape, prior)
 
 
@@ -213,15 +211,15 @@ def shape_step(sums: Sums, shape: Tensor, mean: Tensor, max_shape: float = MAX_S
     """One ascent step of the Gamma shapes: Newton's in `log a`, made safe by a minorant.
 
     Per class the objective is `F(log a) - N h(log a)` with `F = sum R log(Gamma(S + a) / Gamma(a))` and
-    `h = a log1p(mu / a) + mu log1p(a / mu)`. For counts `F` is a sum of `log(a + i)`, whose curvature in `log a` is
-    `p (1 - p)` with a logistic `p` and so decays no faster than `exp(-|x|)` over a step `x`. Hence
+    `h = a log1p(mu / a) + mu log1p(a / mu)`. For counts `F` is a sum of `log(a + i)`, whose curvature in `log a`
+    is `p (1 - p)` with a logistic `p` and so decays no faster than `exp(-|x|)` over a step `x`. Hence
 
         F(x) >= F(0) + F' x + F'' (exp(-|x|) - 1 + |x|),
 
-    and the step goes to the maximum of that bound minus `N h`, found by bisection. If the spread of the energies is
-    no more than Poisson's, no finite shape is optimal: the result is `max_shape`.
+    and the step goes to the maximum of that bound minus `N h`, found by bisection. If the spread of the
+    energies is no more than Poisson's, no finite shape is optimal: the result is `max_shape`.
     """
-    count = sums.count.clamp_min(torch.finfo(torch.float64).tiny)
+    count = sums.number.clamp_min(torch.finfo(torch.float64).tiny)
     slope = shape * sums.rise / count
     curvature = (slope + shape.square() * sums.rise_slope / count).clamp_min(0)
 
@@ -263,8 +261,9 @@ def revive(
 ) -> Parameters:
     """Gives the worst-explained stimulus to the first dead class, if that raises the log-likelihood.
 
-    The class starts at the stimulus mixed evenly with the average direction, at its energy, with the prior of one
-    stimulus. Lowering the other priors costs 1 nat in all; the change is kept if the stimulus gains more than 2.
+    The class starts at the stimulus mixed evenly with the average direction, at its energy, with the prior of
+    one stimulus. Lowering the other priors costs 1 nat in all; the change is kept if the stimulus gains more
+    than 2.
 
     Args:
         params: the mixture after an M step.

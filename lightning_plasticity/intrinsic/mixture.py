@@ -15,8 +15,9 @@ class PoissonGammaMixture:
     """Mixture of classes that differ in direction and in intensity (Monk, Savin and Luecke, NIPS 2016).
 
     `fit` is exact batch EM, `partial_fit` one mini-batch of the neural circuit's online rules. Stimuli are
-    non-negative `[n, D]` tensors or arrays, counts or (quasi-Poisson) reals; their unit matters, as evidence grows in
-    proportion to energy. float64 and 32- or 64-bit integer stimuli are computed in float64, all others in float32.
+    non-negative `[n, D]` tensors or arrays, counts or (quasi-Poisson) reals; their unit matters, as evidence
+    grows in proportion to energy. float64 and 32- or 64-bit integer stimuli are computed in float64, all
+    others in float32.
 
     Args:
         num_classes: `C`.
@@ -27,7 +28,8 @@ class PoissonGammaMixture:
         restarts: random starts of `fit`; the best log-likelihood is kept.
         max_iter: most EM passes of one start.
         tol: a start ends when a pass raises the log-likelihood by less than this fraction of it.
-        smoothing: pseudo-count of the weights; 1e-6 is maximum likelihood to rounding, more guards small data.
+        smoothing: pseudo-count of the weights; 1e-6 is maximum likelihood to rounding, more guards small
+            data.
         learn_prior: False holds the prior uniform.
         max_shape: the shape that means Poisson.
 
@@ -121,7 +123,7 @@ class PoissonGammaMixture:
             history.append(float(sums.log_likelihood / sums.weight))
             if len(history) > 1 and history[-1] - history[-2] < self.tol * abs(history[-1]):
                 return params, history, True
-            params, dead = em.m_step(sums, params, self.learning), em.dead_classes(sums.count)
+            params, dead = em.m_step(sums, params, self.learning), em.dead_classes(sums.number)
             if worst is not None:
                 params = em.revive(params, dead, worst, sums.weight, self.learning)
         return params, history, False
@@ -129,27 +131,30 @@ class PoissonGammaMixture:
     def partial_fit(self, stimuli: Any, labels: Any = None, rate: float | None = None) -> Self:
         """Learns from one mini-batch by the online rules of the circuit; the first call also starts from it.
 
-        The prior is held for the first `circuit.PRIOR_WARMUP` stimuli: learnt from the start, classes die.
+        For the first `circuit.WARMUP` stimuli classes learn directions and means alone (see `circuit.stage`).
 
         Args:
             stimuli: `y [n, D]`.
             labels: `[n]` known classes, -1 for unknown.
-            rate: `eps`; by default `0.02 / (1 + t / 4000)` after `t` stimuli.
+            rate: `eps`; by default `0.02 / (1 + t / (1000 C))` after `t` stimuli.
         """
         data = self._chunks(stimuli, labels)
         if self.second_moment is None:
             params = self.parameters if self.history else data.start(self.num_classes, self._generator())
             self.parameters, self.second_moment = params, circuit.Circuit.of(params).second_moment
         for y, known, _ in data.parts():
-            self._present(y, known, self.second_moment, circuit.learning_rate(self.seen) if rate is None else rate)
+            decayed = circuit.learning_rate(
+                self.seen, circuit.RATE, circuit.DECAY_PER_CLASS * self.num_classes
+            )
+            self._present(y, known, self.second_moment, decayed if rate is None else rate)
             self.seen += len(y)
         return self
 
     def _present(self, y: Tensor, labels: Tensor | None, second_moment: Tensor, rate: float) -> None:
         state = circuit.Circuit(self.weights, self.mean, second_moment, self.prior)
-        drive = circuit.drive(y, state, rate, self.learning.intensity, labels)
-        learn_prior = self.learning.learn_prior and self.seen >= circuit.PRIOR_WARMUP
-        state = circuit.apply_drive(state, drive, rate, learn_prior)
+        warm = self.seen >= circuit.WARMUP
+        drive = circuit.drive(y, state, rate, circuit.stage(self.learning.intensity, warm), labels)
+        state = circuit.apply_drive(state, drive, rate, self.learning.learn_prior and warm)
         self.parameters = self.learning.limit(state.parameters(self.learning.max_shape))
         self.second_moment = state.second_moment
 
@@ -193,12 +198,12 @@ class PoissonGammaMixture:
         return distribution.class_intensity(self._chunks(stimuli).energy(), self.parameters)
 
     def relative_intensity(self, stimuli: Any) -> Tensor:
-        """How strong each stimulus is for its likeliest class, in standard deviations of that class, `[n]`."""
+        """How strong each stimulus is for its likeliest class, in standard deviations, `[n]`."""
         scores = distribution.relative_intensity(self._chunks(stimuli).energy(), self.parameters)
         return scores.gather(1, self.predict(stimuli).unsqueeze(1)).squeeze(1)
 
     def sample(self, size: int = 1, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draws stimuli `[size, D]` (counts, float64) and their classes `[size]`; by default the seed's own."""
+        """Draws stimuli `[size, D]` (counts, float64) and classes `[size]`; by default the seed's own."""
         stimuli, classes, _ = distribution.sample(self.parameters, size, generator or self._generator())
         return stimuli, classes
 

@@ -47,7 +47,7 @@ def as_sample_weight(sample_weight: Any, size: int, device: torch.device) -> Ten
 
 
 def computable(stimuli: Tensor) -> Tensor:
-    """Stimuli in the dtype of computation: float64 from float64 and from 32- or 64-bit integers, else float32."""
+    """Stimuli in the dtype of computation: float64 from float64, int32 and int64, else float32."""
     wide = stimuli.dtype in (torch.float64, torch.int32, torch.int64)
     return stimuli.to(torch.float64 if wide else torch.float32)
 
@@ -56,6 +56,10 @@ def check_stimuli(stimuli: Tensor) -> None:
     """Raises ValueError if an entry is NaN, infinite or negative, or an energy exceeds `HUGE`."""
     low, high = (float(edge) for edge in stimuli.aminmax())
     if not low >= 0:
-        raise ValueError(f"stimuli hold {low}: they must be non-negative numbers (shift or rectify, and drop NaN)")
+        raise ValueError(
+            f"stimuli hold {low}: they must be non-negative numbers (shift or rectify, and drop NaN)"
+        )
     if not high * stimuli.shape[1] <= HUGE:
-        raise ValueError(f"stimuli as large as {high} overflow: rescale them, energies must stay below {HUGE:g}")
+        raise ValueError(
+            f"stimuli as large as {high} overflow: rescale them, energies must stay below {HUGE:g}"
+        )

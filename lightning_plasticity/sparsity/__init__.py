@@ -2,7 +2,15 @@
 
 from lightning_plasticity.sparsity.config import SparsityConfig
 from lightning_plasticity.sparsity.distributions import erk_densities, uniform_densities
-from lightning_plasticity.sparsity.export import bake, shrink, to_semi_structured
+from lightning_plasticity.sparsity.export import (
+    bake,
+    export_model,
+    filter_groups,
+    load_shrunk,
+    shrink,
+    to_csr,
+    to_semi_structured,
+)
 from lightning_plasticity.sparsity.flops import Flops, count_flops
 from lightning_plasticity.sparsity.maskable import maskable_parameters
 from lightning_plasticity.sparsity.rewire import prune_mask, regrow_mask, rewire
@@ -23,11 +31,15 @@ __all__ = [
     "count_flops",
     "erk_densities",
     "exact_threshold",
+    "export_model",
+    "filter_groups",
+    "load_shrunk",
     "maskable_parameters",
     "prune_mask",
     "regrow_mask",
     "rewire",
     "shrink",
+    "to_csr",
     "to_semi_structured",
     "top_mask",
     "uniform_densities",

@@ -1,13 +1,13 @@
 """Exact selection on the CPU by a sampled bracket: one pass over the data, no sort.
 
-After Floyd and Rivest (1975), "Expected time bounds for selection": a small sample gives two values that enclose the
-k-th largest with near certainty. One pass marks and counts everything above the bracket and collects the few entries
-inside; the k-th largest is then found among those. The counts prove the result: a bracket that missed, or that holds too
-much (heavy ties), is reported and the caller takes another way.
+After Floyd and Rivest (1975), "Expected time bounds for selection": a small sample gives two values that
+enclose the k-th largest with near certainty. One pass marks and counts everything above the bracket and
+collects the few entries inside; the k-th largest is then found among those. The counts prove the result: a
+bracket that missed, or that holds too much (heavy ties), is reported and the caller takes another way.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lightning_plasticity.sparsity.lazy_scores import LazyScores, common_dtype, spans
 
-CHUNK = 1 << 18  # scores read at once: they and their flags stay in the cache; at most 255 * 2048, see _Workspace
+CHUNK = 1 << 18  # scores read at once: stays in the cache; at most 255 * 2048, see _Workspace.collect
 SMALL = 1 << 14  # below this number, sampling costs more than it saves
+LIMIT = 1 << 14  # words of 8 scores that may be collected in any case, however few scores there are
 NAN = "scores hold NaN, which has no rank; skip this update or replace them with torch.nan_to_num"
-DEVIATIONS = 3.5  # half width of the bracket in standard deviations of a sampled rank: misses 1 time in 2,000
+DEVIATIONS = 3.5  # half width of the bracket in standard deviations of a sampled rank: 1 miss in 2,000
 
 
 def select_by_bracket(
@@ -40,7 +41,7 @@ def select_by_bracket(
     """
     total = sum(part.numel for part in parts)
     dtype = torch.promote_types(common_dtype(parts), torch.float32)  # half precision is slow on the CPU
-    survey = _survey(parts, _bracket(parts, k, dtype), max(SMALL, total // 16), masks, dtype)
+    survey = _survey(parts, _bracket(parts, k, dtype), max(LIMIT, total // 16), masks, dtype)
     if survey is None:
         return None
     values, positions, above = survey
@@ -64,7 +65,8 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
         tensor(4.)
     """
     if len(values) > SMALL:
-        low, high = _enclose(values[:: _stride(len(values))], k / len(values), _stride(len(values)), len(values))
+        stride = _stride(len(values))
+        low, high = _enclose(values[::stride], k / len(values), stride, len(values))
         inside = values[(values >= low) & (values <= high)]
         rank = k - int((values > high).sum())
         if 1 <= rank <= len(inside) < len(values) // 2:
@@ -73,8 +75,11 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
 
 
 def _stride(total: int) -> int:
-    """One sample in ``total ** (1/3) / 2`` balances the cost of sample and candidates; odd sizes avoid periodic data."""
-    stride = round(total ** (1 / 3) / 2) | 1
+    """How far apart samples lie: every ``total ** (1/3) / 2`` balances the cost of sample and candidates.
+
+    No multiple of 2, 3, 5 or 7, so that the sample does not follow a layer's rows or kernels.
+    """
+    stride = math.floor(math.cbrt(total) / 2) | 1
     while math.gcd(stride, 3 * 5 * 7) > 1:
         stride += 2
     return stride
@@ -92,7 +97,7 @@ def _bracket(parts: Sequence[LazyScores], k: int, dtype: torch.dtype) -> tuple[f
 
 
 def _enclose(sample: Tensor, quantile: float, stride: int, total: int) -> tuple[float, float]:
-    """Two sampled values that enclose the score of rank ``quantile * total`` (from the top) with near certainty."""
+    """Two sampled values that very likely enclose the score of rank ``quantile * total`` from the top."""
     drawn = -(-total // stride)  # counts those left out of the sample because they rank below all
     centre = quantile * drawn
     slack = DEVIATIONS * (math.sqrt(centre * (1 - quantile)) + 1)
@@ -108,37 +113,37 @@ def _survey(
     limit: int,
     masks: Sequence[Tensor] | None,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, list[int], int] | None:
+) -> tuple[Tensor, Tensor, int] | None:
     """Pass once over all scores: mark and count those above the bracket, collect those inside.
 
     Returns:
-        Values inside, their positions (ascending, see :func:`_mark`) and how many are above; None as soon as more than
-        ``limit`` words of 8 scores have any inside.
+        Values inside, their positions (ascending, see :func:`_mark`) and how many are above; None as soon as
+        more than ``limit`` words of 8 scores have any inside.
     """
     space = _Workspace(min(CHUNK, max(part.numel for part in parts)), dtype)
     found = 0
-    for index, (part, first_word) in enumerate(zip(parts, _first_words(parts), strict=False)):
+    first_words = _first_words(part.numel for part in parts)
+    for index, part in enumerate(parts):
         for start, stop in spans(part.numel, CHUNK):
             above = space.compare(part, start, stop, bracket)
             if masks is not None:
                 masks[index].view(-1)[start:stop] = above
-            found += space.collect(first_word + start // 8)
+            found += space.collect(first_words[index] + start // 8)
             if found > limit:
                 return None
     return space.collected()
 
 
-def _first_words(layers: Sequence[LazyScores] | Sequence[Tensor]) -> list[int]:
+def _first_words(sizes: Iterable[int]) -> list[int]:
     """Where each layer would begin if all were laid end to end in words of 8, and where the last ends."""
-    sizes = (layer.numel if isinstance(layer, LazyScores) else layer.numel() for layer in layers)
     return list(accumulate((-(-size // 8) for size in sizes), initial=0))
 
 
 def _mark(masks: Sequence[Tensor], positions: Tensor) -> None:
     """Set the masks at ascending positions that count through all layers in whole words of 8."""
-    starts = [8 * word for word in _first_words(masks)]
-    cuts = torch.searchsorted(positions, torch.tensor(starts[1:-1])).tolist()
-    for mask, start, where in zip(masks, starts, positions.tensor_split(cuts), strict=False):
+    starts = [8 * word for word in _first_words(mask.numel() for mask in masks)][:-1]
+    cuts = torch.searchsorted(positions, torch.tensor(starts[1:])).tolist()
+    for mask, start, where in zip(masks, starts, positions.tensor_split(cuts), strict=True):
         mask.view(-1)[where - start] = True
 
 
@@ -175,7 +180,8 @@ class _Workspace:
 
     def collect(self, first_word: int) -> int:
         """Count the flags above, gather the words with any flag inside; return the number of words."""
-        self.counts.append(self.above[: self.length].view(torch.int64).view(-1, 256).sum(0))  # bytes stay below 256
+        above = self.above[: self.length].view(torch.int64)
+        self.counts.append(above.view(-1, 256).sum(0))  # at most 255 rows, so each byte counts on its own
         flags = self.inside[: self.length].view(torch.int64)
         where = flags.nonzero().view(-1)
         scores = self.scores.view(-1, 8).index_select(0, where)

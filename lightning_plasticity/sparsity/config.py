@@ -1,17 +1,21 @@
 """SparsityConfig: every setting of a sparse training method, checked in one place."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pkgutil import resolve_name
+from typing import Literal, TypeVar, get_args
 
 from lightning_plasticity.sparsity import scores
 from lightning_plasticity.sparsity.granularity import Granularity, Groups
+from lightning_plasticity.sparsity.maskable import check_patterns, matches
 from lightning_plasticity.sparsity.schedules import Constant, Schedule, as_schedule
 from lightning_plasticity.sparsity.scores import Score
 
 Scope = Literal["global", "layer"]
 Distribution = Literal["erk", "uniform"]
 Sparsity = float | Schedule | Mapping[str, float | Schedule]
+T = TypeVar("T")
 
 SCORES: dict[str, Score] = {
     "magnitude": scores.magnitude,
@@ -37,7 +41,7 @@ class SparsityConfig:
         scope: Pruning ranks weights over all layers (``"global"``) or in each (``"layer"``). Filters and N:M
             groups are always ranked in their layer.
         distribution: Densities of the layers where the method has to choose them (initial masks, layer
-            scope): ``"erk"`` or ``"uniform"``.
+            scope): ``"erk"`` or ``"uniform"``. Filters and N:M groups have one density in all layers.
         granularity: ``"weight"``, ``"filter"`` or an N:M string.
         initial: Score that picks the initial masks where the run starts sparse: ``"random"`` or
             ``"magnitude"`` (for weights that are trained already).
@@ -63,7 +67,7 @@ class SparsityConfig:
     allow_readd: bool = True
     track_exploration: bool = False
     seed: int = 0
-    pattern: Granularity = field(init=False, repr=False)
+    pattern: Granularity = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without a model."""
@@ -80,8 +84,7 @@ class SparsityConfig:
         _check_choice("distribution", self.distribution, get_args(Distribution))
         _check_choice("initial", self.initial, ("random", "magnitude"))
         for argument in ("drop", "grow"):
-            if not callable(value := getattr(self, argument)):
-                _check_choice(argument, value, tuple(SCORES))
+            _score(argument, getattr(self, argument))
         if self.drop == "gradient":
             raise ValueError(
                 "drop='gradient' would drop what has converged; choose 'magnitude', 'sensitivity' or 'random'"
@@ -97,12 +100,12 @@ class SparsityConfig:
     @property
     def drop_score(self) -> Score:
         """The drop score as a function."""
-        return SCORES[self.drop] if isinstance(self.drop, str) else self.drop
+        return _score("drop", self.drop)
 
     @property
     def grow_score(self) -> Score:
         """The grow score as a function."""
-        return SCORES[self.grow] if isinstance(self.grow, str) else self.grow
+        return _score("grow", self.grow)
 
     @property
     def sparsity_schedules(self) -> dict[str, Schedule]:
@@ -115,18 +118,40 @@ class SparsityConfig:
         """The regeneration ratio as a schedule."""
         return as_schedule(self.regrow_ratio)
 
+    def named_layers(self, layers: Mapping[str, T]) -> dict[str, T]:
+        """The layers that have a sparsity: all, or those that a mapping of sparsities names.
+
+        Raises:
+            ValueError: If a pattern of the mapping matches none.
+        """
+        if not isinstance(self.sparsity, Mapping):
+            return dict(layers)
+        check_patterns("sparsity", list(self.sparsity), layers)
+        return {name: layer for name, layer in layers.items() if matches(name, list(self.sparsity))}
+
+    def for_layers(self, names: Iterable[str]) -> "SparsityConfig":
+        """The same settings for some layers: a mapping of sparsities keeps the patterns that match one."""
+        if not isinstance(self.sparsity, Mapping):
+            return self
+        named = list(names)
+        kept = {p: value for p, value in self.sparsity.items() if any(matches(name, [p]) for name in named)}
+        return replace(self, sparsity=kept)
+
     def check_schedules(self, total: int) -> None:
         """Check schedules over a run of ``total`` optimizer steps.
 
         Raises:
-            ValueError: If sparsity leaves [0, 1) or falls, or never reaches the N:M pattern asked for.
+            ValueError: If sparsity leaves [0, 1) or falls, or never reaches the N:M pattern asked for, or the
+                regrowth ratio leaves [0, 1].
         """
         steps = sorted({*range(0, total + 1, max(1, total // 200)), total})
+        if not all(0.0 <= self.regrow_schedule(step, total) <= 1.0 for step in steps):
+            raise ValueError(f"regrow_ratio={self.regrow_ratio} leaves [0, 1] during the run")
         for name, schedule in self.sparsity_schedules.items():
             values = [schedule(step, total) for step in steps]
             if not all(0.0 <= value < 1.0 for value in values):
                 raise ValueError(f"sparsity={schedule} leaves [0, 1) during the run for '{name}'")
-            if any(later < earlier - 1e-12 for earlier, later in zip(values, values[1:], strict=False)):
+            if any(later < earlier - 1e-12 for earlier, later in pairwise(values)):
                 raise ValueError(
                     f"sparsity={schedule} falls during the run for '{name}'; connections cannot be added back"
                 )
@@ -135,14 +160,13 @@ class SparsityConfig:
                 and self.pattern.per_group(1.0 - values[-1]) != self.pattern.n
             ):
                 raise ValueError(
-                    f"sparsity ends at {values[-1]} for '{name}', granularity='{self.pattern}' needs at least "
-                    f"{1 - self.pattern.n / self.pattern.m:g}: raise sparsity"
+                    f"sparsity ends at {values[-1]} for '{name}', granularity='{self.pattern}' needs at "
+                    f"least {1 - self.pattern.n / self.pattern.m:g}: raise sparsity"
                 )
 
 
 def check_fraction(argument: str, value: object, closed: bool = False) -> None:
-    """Refuse a number outside [0, 1), or [0, 1] if ``closed``; schedules are checked when the run's length is
-    known.
+    """Refuse a number outside [0, 1), or [0, 1] if ``closed``; schedules are checked later.
 
     Raises:
         ValueError: Names the argument, the value and the range.
@@ -159,6 +183,20 @@ def check_fraction(argument: str, value: object, closed: bool = False) -> None:
         raise ValueError(
             f"{argument}={value!r} must be a number in [0, 1{']' if closed else ')'} or a schedule"
         )
+
+
+def _score(argument: str, value: str | Score) -> Score:
+    """Look a score up by its name or import path."""
+    if not isinstance(value, str):
+        return value
+    if "." not in value:
+        _check_choice(argument, value, tuple(SCORES))
+        return SCORES[value]
+    try:
+        found: Score = resolve_name(value)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{argument}={value!r} cannot be imported: {error}") from error
+    return found
 
 
 def _check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:

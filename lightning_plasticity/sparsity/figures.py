@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
@@ -66,10 +65,8 @@ def density_per_layer(
     axes = figure.axes[0]
     rows = range(len(names))
     axes.barh(rows, [100 * final[name] for name in names], color=style.BLUE, label="at the end", height=0.7)
-    axes.plot(
-        [100 * initial[name] for name in names], rows, linestyle="", marker="|", markersize=12, markeredgewidth=2,
-        color=style.ORANGE, label="at the start",
-    )  # fmt: skip
+    starts = [100 * initial[name] for name in names]
+    axes.plot(starts, rows, "|", markersize=12, markeredgewidth=2, color=style.ORANGE, label="at the start")
     axes.set_yticks(rows, [f"{name.removesuffix('.weight')} ({sizes[name]:,})" for name in names])
     axes.invert_yaxis()
     axes.set_xlim(0, 104)
@@ -102,7 +99,9 @@ def draw_plasticity(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
         mine = [record for record in records if record["rate"] == rate]
         epochs = sorted({record["epoch"] for record in mine})
         values = [[100 * r["plasticity"] for r in mine if r["epoch"] == epoch] for epoch in epochs]
-        style.plot_spread(axes, epochs, [mean(v) for v in values], [pstdev(v) for v in values], label=f"{rate:g}")
+        style.plot_spread(
+            axes, epochs, [mean(v) for v in values], [pstdev(v) for v in values], label=f"{rate:g}"
+        )
     for epoch in learning_rate_drops(records):
         axes.axvline(epoch, color=style.GREY, linestyle=":", linewidth=1.2)
 
@@ -120,7 +119,9 @@ def methods_compared(runs: Sequence[Mapping[str, Any]], title: str = "") -> "Fig
         title: Title of the figure.
     """
     methods = list(dict.fromkeys(run["method"] for run in runs))
-    figure = style.new_figure(cols=2, title=title, height=0.42 * len(methods) + 1.6, sharey=True, width_ratios=[3, 1])
+    figure = style.new_figure(
+        cols=2, title=title, height=0.42 * len(methods) + 1.6, sharey=True, width_ratios=[3, 1]
+    )
     left, right = figure.axes
     for row, method in enumerate(methods):
         mine = [run for run in runs if run["method"] == method]
@@ -143,7 +144,12 @@ def plasticity_grid(records: Sequence[Mapping[str, Any]]) -> "Figure":
     """
     sparsities = sorted({record["pretrained"] for record in records})
     figure = style.new_figure(
-        rows=len(sparsities), cols=2, xlabel="epoch of the cut", ylabel="plasticity (points)", sharex=True, sharey="row"
+        rows=len(sparsities),
+        cols=2,
+        xlabel="epoch of the cut",
+        ylabel="plasticity (points)",
+        sharex=True,
+        sharey="row",
     )
     for index, axes in enumerate(figure.axes):
         sparsity, regrow = sparsities[index // 2], bool(index % 2)

@@ -105,17 +105,14 @@ class Granularity:
         counts: Sequence[int],
         group: ProcessGroup | None = None,
     ) -> list[Tensor]:
-        """Activate ``counts`` units in each layer, the best outside ``taken``; ``totals`` are active
-        afterwards.
-        """
+        """Activate ``counts`` units in each layer, the best outside ``taken``, ``totals`` in the end."""
         parts = [replace(score, eligible=~mask) for score, mask in zip(scores, taken, strict=True)]
         grown = select_top(parts, counts, group)
         return [new.logical_or_(mask) for new, mask in zip(grown, survivors, strict=True)]
 
 
 class Filters(Granularity):
-    """Whole filters, the first dimension of a convolution or linear weight; at least one stays in every
-    layer.
+    """Whole filters, the first dimension of a weight; at least one stays in every layer.
 
     Scores are sums over the filter: ``sum |w|`` to drop (Li et al. 2017), ``sum |gradient|`` to regrow (Liu
     et al. 2021, supplement). Filters are ranked within their layer. Sparsity is the fraction of dead filters.
@@ -157,8 +154,7 @@ class Filters(Granularity):
 
 
 class Groups(Granularity):
-    """N of every M consecutive weights along the input dimension, as semi-structured kernels need
-    (``"2:4"``).
+    """N of every M consecutive weights along the inputs, as semi-structured kernels need (``"2:4"``).
 
     Groups run along dimension 1: the inputs of a linear layer, the input channels of a convolution at each
     kernel position. On the way to the final density every group keeps the same number of weights.
@@ -236,16 +232,15 @@ class Groups(Granularity):
         return int(numel)
 
     def _grouped(self, values: Tensor) -> Tensor:
-        return values.movedim(1, -1).unflatten(-1, (-1, self.m))
+        last = values.movedim(1, -1)
+        return last.reshape(*last.shape[:-1], -1, self.m)
 
     def _ungrouped(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         return values.flatten(-2).movedim(-1, 1).reshape(tuple(shape)).contiguous()
 
 
 def _top_in_group(scores: Tensor, count: int) -> Tensor:
-    """Mark the ``count`` largest of the last dimension, ties to the lowest index, by counting who is
-    ahead.
-    """
+    """Mark the ``count`` largest of the last dimension, ties to the lowest index."""
     size = scores.shape[-1]
     position = torch.arange(size, device=scores.device)
     ahead = torch.zeros(scores.shape, dtype=torch.int16, device=scores.device)

@@ -1,4 +1,4 @@
-"""Lazy scores: a layer's scores as a function of its tensors, computed a piece at a time and never as a whole."""
+"""Lazy scores: a layer's scores as a function of its tensors, computed piece by piece, never as a whole."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ class LazyScores:
     """Scores of one layer in logical (row-major) order, whatever the layout of its tensors in memory.
 
     Args:
-        function: Element-wise and pure: it is called on flat pieces, and may be called on the same piece again.
+        function: Element-wise and pure: it is called on flat pieces, maybe more than once on the same.
         tensors: What the function is called with, all of one shape and device.
-        eligible: Bool, same shape: entries outside rank below every other score, -inf included. None: all are in.
+        eligible: Bool, same shape: entries outside rank below every other score, -inf included. None: all in.
 
     Raises:
-        ValueError: If shapes or devices differ, ``eligible`` is not bool, or the scores are not floating point.
+        ValueError: If shapes or devices differ, ``eligible`` is not bool, or scores are not floating point.
 
     Example:
         >>> scores = LazyScores(torch.abs, (torch.tensor([[1.0, -2.0], [-3.0, 4.0]]),))
@@ -45,7 +45,9 @@ class LazyScores:
                     f"{tensor.device} beside {tuple(self.shape)} on {self.device}"
                 )
         if self.dtype not in FLOATS:
-            raise ValueError(f"scores have dtype {self.dtype}, they must be one of {FLOATS}; convert with .float()")
+            raise ValueError(
+                f"scores have dtype {self.dtype}, they must be one of {FLOATS}; convert with .float()"
+            )
 
     @property
     def _all(self) -> tuple[Tensor, ...]:
@@ -91,7 +93,7 @@ class LazyScores:
         return None if self.eligible is None else flat_piece(self.eligible, start, stop)
 
     def sample(self, start: int, stride: int) -> Tensor:
-        """Every ``stride``-th score from ``start`` on, those that are not eligible left out, ``[<= numel / stride]``."""
+        """Every ``stride``-th score from ``start`` on, without those that are not eligible, 1-d."""
         pieces = [_strided(tensor, start, stride) for tensor in self._all]
         scores = self.function(*pieces[: len(self.tensors)])
         return scores if self.eligible is None else scores[pieces[-1]]
@@ -102,7 +104,7 @@ def masked_scores(
 ) -> LazyScores:
     """Score only the entries where ``eligible``; all others rank below them.
 
-    So an active weight of exactly 0 ranks above every inactive one, and a NaN outside ``eligible`` has no effect.
+    So an active weight of exactly 0 ranks above every inactive one, and a NaN elsewhere has no effect.
 
     Example:
         >>> weight, mask = torch.tensor([3.0, -4.0, 0.0, 9.0]), torch.tensor([True, True, True, False])
@@ -123,7 +125,7 @@ def spans(numel: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def flat_piece(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Entries ``start`` to ``stop`` of the row-major flattened tensor: a view if it is contiguous, else a small copy."""
+    """Entries ``start`` to ``stop`` in row-major order: a view if contiguous, else a small copy."""
     if tensor.is_contiguous():
         return tensor.view(-1)[start:stop]
     row = tensor[0].numel()

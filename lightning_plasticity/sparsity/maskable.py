@@ -75,8 +75,8 @@ def maskable_parameters(
     transposed = _transposed_names(model, chosen)
     if transposed and not pattern.allows_transposed:
         raise ValueError(
-            f"granularity='{pattern}' is not defined for transposed convolutions (their filters are not the first "
-            f"dimension): {transposed}. Leave them dense with exclude={transposed}."
+            f"granularity='{pattern}' is not defined for transposed convolutions (their filters are not the "
+            f"first dimension): {transposed}. Leave them dense with exclude={transposed}."
         )
     return chosen
 

@@ -104,9 +104,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def shard_like(full: Tensor, parameter: Tensor) -> Tensor:
-    """Move a tensor that every process holds in full to the parameter's device, cut as the parameter is
-    cut.
-    """
+    """Cut a tensor that every process holds in full as the parameter is cut, on its device."""
     full = full.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return full

@@ -19,17 +19,29 @@ class Plan:
         config: Settings of the method.
         shapes: Parameter name to shape. Layers that a mapping of sparsities leaves out are not in the plan.
         total_steps: Optimizer steps of the whole run.
+        coupled: Groups of layers whose filters go and come together; names that are not masked are passed
+            over.
 
     Raises:
-        ValueError: If a pattern matches nothing or two match one layer, or a schedule leaves its range.
+        ValueError: If a pattern matches nothing or two match one layer, or a schedule leaves its range, or
+            coupled layers have different numbers of filters.
     """
 
-    def __init__(self, config: SparsityConfig, shapes: Mapping[str, Sequence[int]], total_steps: int) -> None:
+    def __init__(
+        self,
+        config: SparsityConfig,
+        shapes: Mapping[str, Sequence[int]],
+        total_steps: int,
+        coupled: Sequence[Sequence[str]] = (),
+    ) -> None:
         config.check_schedules(total_steps)
         self.config, self.total_steps = config, total_steps
         self._schedules = _schedule_per_layer(config, shapes)
         self.shapes = {name: tuple(shapes[name]) for name in self._schedules}
         self.sizes = [math.prod(config.pattern.mask_shape(shape)) for shape in self.shapes.values()]
+        masked = ([name for name in group if name in self.shapes] for group in coupled)
+        self.coupled = [group for group in masked if len(group) > 1]
+        self._check_coupled()
         self._end = self._sparsities(total_steps)
         self._last: tuple[list[float], Targets] = ([], 0)
 
@@ -86,6 +98,17 @@ class Plan:
         """Share of the active connections exchanged at step ``step``."""
         return self.config.regrow_schedule(step, self.total_steps)
 
+    def _check_coupled(self) -> None:
+        if self.coupled and self.config.pattern.has_unit_weights:
+            raise ValueError(f"coupled layers need granularity='filter', not '{self.config.pattern}'")
+        for group in self.coupled:
+            filters = {name: self.shapes[name][0] for name in group}
+            schedules = {self._schedules[name] for name in group}
+            if len(set(filters.values())) > 1 or len(schedules) > 1:
+                raise ValueError(
+                    f"coupled layers must have one number of filters and one sparsity: {filters}"
+                )
+
     def _sparsities(self, step: int) -> list[float]:
         if isinstance(self.config.sparsity, Mapping):
             return [schedule(step, self.total_steps) for schedule in self._schedules.values()]
@@ -96,11 +119,11 @@ class Plan:
         if isinstance(self.config.sparsity, Mapping):
             return [pattern.count(shape, 1.0 - s) for shape, s in zip(shapes, sparsities, strict=True)]
         density = 1.0 - sparsities[0]
+        if not pattern.has_global_scope:
+            return [pattern.count(shape, density) for shape in shapes]
         distribute = erk_densities if self.config.distribution == "erk" else uniform_densities
         densities = distribute(self.shapes, density)
-        if pattern.has_global_scope:
-            return list(exact_counts(self.shapes, densities, round(sum(self.sizes) * density)).values())
-        return [pattern.count(shape, densities[name]) for name, shape in self.shapes.items()]
+        return list(exact_counts(self.shapes, densities, round(sum(self.sizes) * density)).values())
 
 
 def _schedule_per_layer(config: SparsityConfig, shapes: Mapping[str, Sequence[int]]) -> dict[str, Schedule]:

@@ -1,9 +1,10 @@
 """Exact selection by radix histograms of the float bits: any device, any shard, any data.
 
-Floats order like integers once the bits of the negative ones are flipped. A histogram of the top 16 bits finds the bucket
-that holds the k-th largest; the next 16 bits are counted inside that bucket, and so on: one pass for half precision, two
-for float32, four for float64. Histograms add, so shards of a layer need to exchange counts only. Nothing here waits for
-the device: no value is read by the host, so ``k`` may be a tensor too.
+Floats order like integers once the bits of the negative ones are flipped. A histogram of the top 16 bits
+finds the bucket that holds the k-th largest; the next 16 bits are counted inside that bucket, and so on:
+one pass for half precision, two for float32, four for float64. Histograms add, so shards of a layer need to
+exchange counts only. Nothing here waits for the device: no value is read by the host, so ``k`` may be a
+tensor too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,8 @@ from lightning_plasticity.sparsity.lazy_scores import LazyScores, common_dtype, 
 
 DIGIT = 16
 BUCKETS = 1 << DIGIT
-CHUNK = {"cpu": 1 << 18}  # scores read at once: what stays in the cache, elsewhere what keeps the device busy
-DEVICE_CHUNK = 1 << 24
+CHUNK = 1 << 18  # scores read at once on the CPU: what stays in the cache
+DEVICE_CHUNK = 1 << 24  # and elsewhere: what keeps the device busy
 INTEGERS = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
@@ -49,7 +50,9 @@ def select_by_radix(
     return _from_key(key, dtype)
 
 
-def radix_threshold(parts: Sequence[LazyScores], k: int | Tensor, group: ProcessGroup | None = None) -> Tensor:
+def radix_threshold(
+    parts: Sequence[LazyScores], k: int | Tensor, group: ProcessGroup | None = None
+) -> Tensor:
     """Find the ``k``-th largest of all scores, 0-d. See :func:`select_by_radix`.
 
     Example:
@@ -63,7 +66,7 @@ def radix_threshold(parts: Sequence[LazyScores], k: int | Tensor, group: Process
 def _threshold_key(
     parts: Sequence[LazyScores], k: int | Tensor, dtype: torch.dtype, group: ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
-    """Key of the ``k``-th largest and how many entries of that key belong to the top, digit by digit from above."""
+    """Key of the ``k``-th largest, digit by digit from above, and how many of that key are in the top."""
     device = parts[0].device
     rank = torch.full((), k, device=device) if isinstance(k, int) else k.to(torch.int64)
     prefix = torch.zeros((), dtype=torch.int64, device=device)
@@ -76,7 +79,9 @@ def _threshold_key(
                 if shift == top:  # the digit with the sign
                     counts.scatter_add_(0, digits + BUCKETS // 2, torch.ones_like(digits))
                 else:
-                    counts.scatter_add_(0, digits & (BUCKETS - 1), (digits >> DIGIT == prefix).to(torch.int64))
+                    counts.scatter_add_(
+                        0, digits & (BUCKETS - 1), (digits >> DIGIT == prefix).to(torch.int64)
+                    )
         if group is not None:
             dist.all_reduce(counts, group=group)
         digit, rank = _bucket_of(counts, rank)
@@ -94,7 +99,7 @@ def _bucket_of(counts: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tie_quotas(ties: Tensor, quota: Tensor, group: ProcessGroup | None) -> Tensor:
-    """How many of its ties each part of this rank may keep, ``[parts]``: first parts first, in each the first ranks."""
+    """How many ties each part of this rank may keep, ``[parts]``: by order of parts, in each of ranks."""
     ranks, own = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
     gathered = [torch.empty_like(ties) for _ in range(ranks)]
     if group is None:
@@ -125,10 +130,14 @@ def _write(part: LazyScores, mask: Tensor, key: Tensor, quota: Tensor, dtype: to
 
 def _keys(part: LazyScores, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
     """Pieces of a part as integers in the order of the scores; the lowest integer where not eligible."""
-    for start, stop in spans(part.numel, CHUNK.get(part.device.type, DEVICE_CHUNK)):
+    for start, stop in spans(part.numel, CHUNK if part.device.type == "cpu" else DEVICE_CHUNK):
         key = _to_key(part.read(start, stop).to(dtype))
         eligible = part.read_eligible(start, stop)
-        yield start, stop, key if eligible is None else key.masked_fill_(~eligible, torch.iinfo(key.dtype).min)
+        yield (
+            start,
+            stop,
+            key if eligible is None else key.masked_fill_(~eligible, torch.iinfo(key.dtype).min),
+        )
 
 
 def _to_key(scores: Tensor) -> Tensor:

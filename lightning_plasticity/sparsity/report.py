@@ -93,8 +93,8 @@ class SparsityReport:
             for key in ("updates", "pruned", "dropped", "grown", "skipped")
         }
         lines.append(
-            f"  {total['updates']} updates: {total['pruned']:,} {unit} pruned, {total['dropped']:,} dropped and "
-            f"{total['grown']:,} grown"
+            f"  {total['updates']} updates: {total['pruned']:,} {unit} pruned, {total['dropped']:,} dropped "
+            f"and {total['grown']:,} grown"
             + (f"; {total['skipped']} skipped (gradients not finite)" if total["skipped"] else "")
         )
         return "\n".join(lines)
@@ -139,4 +139,5 @@ def merged_history(engines: Sequence[Sparsifier]) -> list[tuple[int, dict[str, f
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module was given to ``torch.compile``."""
-    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+    compiled = module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
+    return compiled or getattr(module, "_compiler_ctx", None) is not None

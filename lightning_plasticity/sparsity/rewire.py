@@ -36,13 +36,15 @@ def prune_mask(weights: Tensors, mask: Tensors, keep: Counts) -> Tensors:
         ValueError: If more connections should be kept than are active, or weights hold NaN.
 
     Example:
-        >>> prune_mask(torch.tensor([3.0, -4.0, 0.0, 9.0]), torch.tensor([True, True, True, False]), 2).tolist()
+        >>> active = torch.tensor([True, True, True, False])
+        >>> prune_mask(torch.tensor([3.0, -4.0, 0.0, 9.0]), active, keep=2).tolist()
         [True, True, False, False]
     """
     w, m, k = _aligned(weights, mask, keep)
     _check_counts("keep", k, [int(x.sum()) for x in m], "active connections")
     return _like(
-        mask, select_top([masked_scores(_abs, (x,), y) for x, y in zip(w, m, strict=True)], k, check_nan=True)
+        mask,
+        select_top([masked_scores(torch.abs, (x,), y) for x, y in zip(w, m, strict=True)], k, check_nan=True),
     )
 
 
@@ -62,14 +64,15 @@ def regrow_mask(grads: Tensors, mask: Tensors, count: Counts, exclude: Tensors |
         ValueError: If fewer than ``count`` connections can be activated, or gradients hold NaN.
 
     Example:
-        >>> regrow_mask(torch.tensor([0.1, -0.4, 0.2, 9.0]), torch.tensor([False, False, False, True]), 1).tolist()
+        >>> active = torch.tensor([False, False, False, True])
+        >>> regrow_mask(torch.tensor([0.1, -0.4, 0.2, 9.0]), active, count=1).tolist()
         [False, True, False, True]
     """
     g, m, k = _aligned(grads, mask, count)
     taken = m if exclude is None else [a | b for a, b in zip(m, _aligned(grads, exclude, 0)[1], strict=True)]
     _check_counts("count", k, [int((~x).sum()) for x in taken], "inactive connections")
     grown = select_top(
-        [masked_scores(_abs, (x,), ~y) for x, y in zip(g, taken, strict=True)], k, check_nan=True
+        [masked_scores(torch.abs, (x,), ~y) for x, y in zip(g, taken, strict=True)], k, check_nan=True
     )
     return _like(mask, [a | b for a, b in zip(m, grown, strict=True)])
 
@@ -104,7 +107,7 @@ def rewire(
     active = [int(x.sum()) for x in m]
     _check_counts("count", k, active, "active connections")
     keep = sum(active) - k if isinstance(k, int) else [a - b for a, b in zip(active, k, strict=True)]
-    parts = [masked_scores(_abs, (x,), y) for x, y in zip(w, m, strict=True)]
+    parts = [masked_scores(torch.abs, (x,), y) for x, y in zip(w, m, strict=True)]
     survivors = _like(mask, select_top(parts, keep, check_nan=True))
     return regrow_mask(grads, survivors, count, exclude=None if allow_readd else mask)
 
@@ -122,10 +125,6 @@ def select_top(
         select([part], count, group=group, check_nan=check_nan)[0]
         for part, count in zip(parts, counts, strict=True)
     ]
-
-
-def _abs(values: Tensor) -> Tensor:
-    return values.abs()
 
 
 def _aligned(

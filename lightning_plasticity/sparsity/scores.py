@@ -28,7 +28,5 @@ def sensitivity(weight: Tensor, gradient: Tensor, generator: torch.Generator) ->
 
 
 def random(weight: Tensor, gradient: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform in [0, 1): the grow score of SET (Mocanu et al. 2018). Drawn on the CPU, the same on every
-    device.
-    """
+    """Uniform in [0, 1), the same on every device: the grow score of SET (Mocanu et al. 2018)."""
     return torch.rand(weight.shape, generator=generator).to(weight.device)

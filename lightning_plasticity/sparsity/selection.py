@@ -1,8 +1,8 @@
 """Selection: the exact k largest of all layers together, without a sort and without a copy of the scores.
 
-Exact counts, and ties always in the same order: first layer first, in a layer the lowest row-major index. Two ways with
-one result: a sampled bracket (``bracket``; CPU, one process) and radix histograms (``radix``; other devices, shards of
-several processes, and data that no bracket can cut, such as heavy ties).
+Exact counts, and ties always in the same order: first layer first, in a layer the lowest row-major index.
+Two ways with one result: a sampled bracket (``bracket``; CPU, one process) and radix histograms (``radix``;
+other devices, shards of several processes, and data that no bracket can cut, such as heavy ties).
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ def exact_threshold(scores: Tensor | Mapping[str, Tensor], k: int) -> Tensor:
 
 
 def top_mask(scores: Tensors, k: int) -> Tensors:
-    """Mark exactly the ``k`` largest scores over everything; ties by order of layers, then lowest row-major index.
+    """Mark exactly the ``k`` largest scores over everything; ties by order of layers, then row-major index.
 
     Args:
         scores: One tensor of any shape, or layer name to tensor; float16, bfloat16, float32 or float64.
@@ -86,17 +86,17 @@ def select(
 
     Args:
         parts: Scores of each layer, all on one device.
-        k: 0 to the number of scores; a number or a 0-d integer tensor, whose range is not checked off the CPU.
+        k: 0 to the number of scores; a number or a 0-d integer tensor (its range is not checked off the CPU).
         out: Bool masks to write, in the shapes of the parts; made if None.
-        group: Processes that hold shards of the parts along dimension 0, in rank order; ``k`` then counts over all of
-            them, and every rank must call with the same parts and ``k``. Only counts are exchanged.
+        group: Processes that hold shards of the parts along dimension 0, in rank order; ``k`` then counts
+            over all, and every rank must call with the same parts and ``k``. Only counts are exchanged.
         check_nan: Whether to refuse NaN among the eligible scores. Without, NaN gives an undefined selection.
 
     Returns:
-        Bool masks in the shapes of the parts: ``out``, or new ones. With ``group``, those of this rank's shards.
+        Bool masks in the shapes of the parts: ``out``, or new ones. With ``group``, those of the own shards.
 
     Raises:
-        ValueError: If ``k`` is out of range, devices differ, ``out`` does not fit, or there are NaN and ``check_nan``.
+        ValueError: If ``k`` is out of range, devices differ, ``out`` does not fit, or a check finds NaN.
 
     Example:
         >>> weights, active = torch.tensor([0.0, -5.0, 2.0, 1.0]), torch.tensor([True, False, True, True])
@@ -104,12 +104,17 @@ def select(
         [tensor([False, False,  True,  True])]
     """
     if len({part.device for part in parts}) > 1:
-        raise ValueError(f"parts lie on several devices {sorted({str(part.device) for part in parts})}; move them to one")
+        raise ValueError(
+            f"parts lie on several devices {sorted({str(part.device) for part in parts})}; move them to one"
+        )
     _check_k(parts, k, group)
     results = _check_out(parts, out)
     if not parts:
         return results
-    masks = [torch.empty(m.shape, dtype=torch.bool, device=m.device) if not m.is_contiguous() else m for m in results]
+    masks = [
+        torch.empty(m.shape, dtype=torch.bool, device=m.device) if not m.is_contiguous() else m
+        for m in results
+    ]
     if group is not None or parts[0].device.type != "cpu":
         if check_nan:
             _refuse_nan(parts)
@@ -158,7 +163,9 @@ def _check_out(parts: Sequence[LazyScores], out: Sequence[Tensor] | None) -> lis
         return [torch.empty(part.shape, dtype=torch.bool, device=part.device) for part in parts]
     expected = [(part.shape, torch.bool, part.device) for part in parts]
     if [(mask.shape, mask.dtype, mask.device) for mask in out] != expected:
-        raise ValueError(f"out must hold one bool mask a part, in shapes {[tuple(part.shape) for part in parts]}")
+        raise ValueError(
+            f"out must hold one bool mask a part, in shapes {[tuple(part.shape) for part in parts]}"
+        )
     return list(out)
 
 

@@ -27,7 +27,7 @@ from lightning_plasticity.sparsity.masks import (
     unshard_like,
 )
 from lightning_plasticity.sparsity.plan import Plan
-from lightning_plasticity.sparsity.scores import Score, magnitude, random
+from lightning_plasticity.sparsity.scoring import Captured, Scorer
 from lightning_plasticity.sparsity.selection import LazyScores
 
 
@@ -46,15 +46,6 @@ class Update:
     skipped: bool = False
 
 
-@dataclass
-class _Captured:
-    """What an update needs from the dense gradients, taken before they are masked."""
-
-    finite: Tensor
-    has_gradient: list[bool]
-    scores: dict[Score, list[Tensor]]
-
-
 class Sparsifier:
     """Keep the masks of a set of parameters while any torch loop trains them.
 
@@ -70,14 +61,19 @@ class Sparsifier:
         total_steps: Optimizer steps of the whole run, which fractions in schedules refer to.
         group: Process group over which the parameters are sharded (FSDP2), None if every process holds them
             whole.
+        coupled: Groups of parameter names whose filters are pruned and regrown together, such as those of
+            :func:`filter_groups`; names that are not masked are passed over.
+        state: A :meth:`state_dict` to go on from, where the parameters are those of a stored run already:
+            masks drawn anew would zero some of them.
 
     Raises:
-        ValueError: If a schedule or pattern does not fit.
+        ValueError: If a schedule, a pattern or the state does not fit.
 
     Example:
         >>> net = nn.Linear(16, 16)
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-        >>> sparsifier = Sparsifier(net, SparsityConfig(sparsity=0.75, regrow_ratio=0.3, update_every=2), total_steps=10)
+        >>> config = SparsityConfig(sparsity=0.75, regrow_ratio=0.3, update_every=2)
+        >>> sparsifier = Sparsifier(net, config, total_steps=10)
         >>> handles = sparsifier.attach(optimizer)
         >>> for _ in range(10):
         ...     net(torch.randn(4, 16)).square().sum().backward()
@@ -93,30 +89,34 @@ class Sparsifier:
         config: SparsityConfig,
         total_steps: int,
         group: ProcessGroup | None = None,
+        coupled: Sequence[Sequence[str]] = (),
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(parameters, nn.Module):
             parameters = maskable_parameters(parameters, granularity=config.pattern)
         self.config, self.group = config, group
-        self.plan = Plan(config, {name: tuple(p.shape) for name, p in parameters.items()}, total_steps)
+        self.plan = Plan(config, {n: tuple(p.shape) for n, p in parameters.items()}, total_steps, coupled)
         self.parameters = {name: parameters[name] for name in self.plan.shapes}
         self.generator = torch.Generator().manual_seed(config.seed)
+        self._scorer = Scorer(config, self.parameters, self.plan.coupled, self.generator)
         self.step = 0
         self.updates = self.skipped = self.pruned = self.dropped = self.grown = 0
         self.counts = self.plan.initial_counts()
         self._masks = self._initial_masks()
         self._ever = [mask.clone() for mask in self._masks] if config.track_exploration else []
         self.history: list[tuple[int, list[int]]] = [(0, list(self.counts))]
-        self._captured: _Captured | None = None
+        self._captured: Captured | None = None
         self._is_stepping = False
-        self.apply()
+        if state is None:
+            self.apply()
+        else:
+            self.load_state_dict(state)
 
-    # ------------------------------------------------------------------------------------------------ what there is
+    # ------------------------------------------------------------------------------------ what there is
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Parameter name to bool mask of the parameter's shape (of its local shard under FSDP2); live
-        views.
-        """
+        """Parameter name to live bool mask of its shape (of its local shard under FSDP2)."""
         return {
             name: mask.expand(local(p).shape)
             for (name, p), mask in zip(self.parameters.items(), self._masks, strict=True)
@@ -140,7 +140,7 @@ class Sparsifier:
         """Share of positions that were ever active (R_s of ITOP, Liu et al. 2021b), None unless tracked."""
         return sum(self._count(self._ever)) / sum(self.plan.sizes) if self._ever else None
 
-    # -------------------------------------------------------------------------------------------------- one step
+    # ----------------------------------------------------------------------------------------- one step
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -149,7 +149,7 @@ class Sparsifier:
         Call when gradients are final (accumulated, reduced, unscaled), before clipping.
         """
         due = self.plan.is_update(self.step + 1, self.counts)
-        self._captured = self._capture(self.plan.regrow_ratio(self.step + 1) > 0) if due else None
+        self._captured = self._scorer.capture(self.plan.regrow_ratio(self.step + 1) > 0) if due else None
         sparse = [(p, mask) for p, mask in self._sparse_layers() if p.grad is not None]
         apply_masks_([local(p.grad) for p, _ in sparse if p.grad is not None], [mask for _, mask in sparse])
 
@@ -166,6 +166,8 @@ class Sparsifier:
         Raises:
             RuntimeError: If an update is due but :meth:`before_step` was not called.
         """
+        if was_skipped(optimizer):
+            return None
         self.step += 1
         captured, self._captured = self._captured, None
         if not self.plan.is_update(self.step, self.counts):
@@ -178,8 +180,7 @@ class Sparsifier:
         return self._update(optimizer, captured)
 
     def attach(self, optimizer: Optimizer) -> list[RemovableHandle]:
-        """Let a plain torch optimizer drive this object, for loops that call ``optimizer.step()`` without a
-        closure.
+        """Let a plain torch optimizer drive this object, in loops that step without a closure.
 
         Returns:
             Handles; ``remove()`` detaches.
@@ -189,9 +190,16 @@ class Sparsifier:
         """
         self.check_optimizer(optimizer)
         return [
-            optimizer.register_step_pre_hook(lambda *_: self.before_step() if self.begin() else None),
-            optimizer.register_step_post_hook(lambda stepped, *_: self.finish(stepped) and None),
+            optimizer.register_step_pre_hook(self._before_hook),
+            optimizer.register_step_post_hook(self._after_hook),
         ]
+
+    def _before_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.begin():
+            self.before_step()
+
+    def _after_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.finish(optimizer)
 
     def begin(self) -> bool:
         """Open a step, as a pre hook; False if it is open already.
@@ -228,10 +236,10 @@ class Sparsifier:
         sparse = self._sparse_layers()
         apply_masks_([local(p) for p, _ in sparse], [mask for _, mask in sparse])
 
-    # -------------------------------------------------------------------------------------------------- updates
+    # ------------------------------------------------------------------------------------------ updates
 
-    def _update(self, optimizer: Optimizer, captured: _Captured) -> Update:
-        drop_scores = self._scores(self.config.drop_score, captured)
+    def _update(self, optimizer: Optimizer, captured: Captured) -> Update:
+        drop_scores = self._scorer.drop_scores(captured)
         pruned = self._prune(drop_scores)
         *counts, infinite = self._count([*pruned, ~captured.finite])
         if infinite:
@@ -252,6 +260,11 @@ class Sparsifier:
         self.grown += update.grown
         self.history.append((self.step, list(counts)))
         return update
+
+    def set_total_steps(self, total_steps: int) -> None:
+        """Lay the schedules over a run of another length; what has happened stays."""
+        if total_steps != self.plan.total_steps:
+            self.plan = Plan(self.config, self.plan.shapes, total_steps, self.plan.coupled)
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Replace masks, each given in the parameter's full shape, and zero what they exclude."""
@@ -279,18 +292,18 @@ class Sparsifier:
             rate: Share of the active units that go, in [0, 1).
             regrow: Whether to regenerate.
         """
-        pattern, captured = self.config.pattern, self._capture(regrow)
+        pattern, captured = self.config.pattern, self._scorer.capture(regrow)
         keep = [count - round(rate * count) for count in self.counts]
         if not pattern.has_unit_weights:
             keep = [max(1, count) for count in keep]
         total = sum(self.counts) - round(rate * sum(self.counts))
-        scores = self._scores(self.config.drop_score, captured)
+        scores = self._scorer.drop_scores(captured)
         pruned = pattern.prune(scores, self._masks, total if self.plan.is_global else keep, self.group)
         left, rewired = self._count(pruned), pruned
         if regrow:
             lost = [before - after for before, after in zip(self.counts, left, strict=True)]
-            grow_scores = self._grow_scores(captured)
-            rewired = pattern.grow(grow_scores, pruned, pruned, self.counts, lost, self.group)
+            scores = self._scorer.grow_scores(captured, self._masks)
+            rewired = pattern.grow(scores, pruned, pruned, self.counts, lost, self.group)
             left = self.counts
         self._adopt(optimizer, pruned, rewired)
         self.counts = left
@@ -305,7 +318,7 @@ class Sparsifier:
         return self.config.pattern.prune(scores, self._masks, keep, self.group)
 
     def _exchange(
-        self, drop_scores: list[LazyScores], captured: _Captured, pruned: list[Tensor], counts: list[int]
+        self, drop_scores: list[LazyScores], captured: Captured, pruned: list[Tensor], counts: list[int]
     ) -> list[Tensor]:
         """GraNet steps 2 and 3: in each layer drop a share of the active units and grow as many."""
         pattern, ratio = self.config.pattern, self.plan.regrow_ratio(self.step)
@@ -317,12 +330,15 @@ class Sparsifier:
             exchange = [
                 min(k, size - n) for k, size, n in zip(exchange, self.plan.sizes, counts, strict=True)
             ]
+        if not pattern.has_unit_weights:  # a layer that loses all its filters at once computes nothing
+            exchange = [min(k, n - 1) for k, n in zip(exchange, counts, strict=True)]
         if not any(exchange):
             return pruned
         keep = [count - k for count, k in zip(counts, exchange, strict=True)]
         survivors = pattern.drop(drop_scores, pruned, keep, self.group)
         taken = survivors if self.config.allow_readd else pruned
-        return pattern.grow(self._grow_scores(captured), survivors, taken, counts, exchange, self.group)
+        scores = self._scorer.grow_scores(captured, self._masks)
+        return pattern.grow(scores, survivors, taken, counts, exchange, self.group)
 
     def _adopt(self, optimizer: Optimizer, pruned: list[Tensor], rewired: list[Tensor]) -> None:
         """Take new masks: only units that lived through both halves keep weight and optimizer state."""
@@ -341,58 +357,10 @@ class Sparsifier:
                 keep.append(mask)
         apply_masks_(tensors, keep)
 
-    # --------------------------------------------------------------------------------------------------- scores
-
-    def _capture(self, regrows: bool) -> _Captured:
-        config, parameters = self.config, list(self.parameters.values())
-        gradients = [local(p.grad) if p.grad is not None else torch.zeros_like(local(p)) for p in parameters]
-        wanted = {config.drop_score} | ({config.grow_score} if regrows else set())
-        return _Captured(
-            finite=torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all(),
-            has_gradient=[p.grad is not None for p in parameters],
-            scores={
-                score: [
-                    config.pattern.reduce(score(local(p).detach(), gradient, self.generator))
-                    for p, gradient in zip(parameters, gradients, strict=True)
-                ]
-                for score in wanted - {magnitude, random}
-            },
-        )
-
-    def _scores(self, score: Score, captured: _Captured) -> list[LazyScores]:
-        """Scores of all layers: of the weights as they are now, drawn now, or as captured with the
-        gradients.
-        """
-        pattern, parameters = self.config.pattern, self.parameters.values()
-        if score is magnitude:
-            weights = [local(p).detach() for p in parameters]
-            if pattern.has_unit_weights:
-                return [LazyScores(torch.abs, (weight,)) for weight in weights]
-            return [_known(pattern.reduce(weight.abs())) for weight in weights]
-        if score is random:
-            return [_known(self._draw(p)) for p in parameters]
-        return [_known(scores) for scores in captured.scores[score]]
-
-    def _grow_scores(self, captured: _Captured) -> list[LazyScores]:
-        """Grow scores of all layers, made comparable between units that were active and those that were
-        not.
-        """
-        return [
-            _known(self.config.pattern.grow_scores(score.function(*score.tensors), mask, self.generator))
-            for score, mask in zip(self._scores(self.config.grow_score, captured), self._masks, strict=True)
-        ]
-
-    def _draw(self, parameter: Tensor) -> Tensor:
-        """Random scores, drawn whole on the CPU, so that every device and rank sees the same."""
-        shape = self.config.pattern.mask_shape(tuple(parameter.shape))
-        return shard_like(torch.rand(shape, generator=self.generator), parameter)
-
-    # ---------------------------------------------------------------------------------------------------- masks
+    # -------------------------------------------------------------------------------------------- masks
 
     def _initial_masks(self) -> list[Tensor]:
-        """Masks at the plan's first sparsity, drawn whole on the CPU, so that every device and rank sees the
-        same.
-        """
+        """Masks at the plan's first sparsity, drawn whole on the CPU: the same on every rank."""
         pattern, masks = self.config.pattern, []
         for parameter, count, size in zip(
             self.parameters.values(), self.counts, self.plan.sizes, strict=True
@@ -403,12 +371,13 @@ class Sparsifier:
             else:
                 mask = pattern.draw(shape, count, self.generator)
             masks.append(shard_like(mask, parameter))
+        for first, *others in self._scorer.coupled:
+            for index in others:
+                masks[index] = masks[first].reshape(masks[index].shape).clone()
         if self.config.initial == "magnitude" and sum(self.counts) < sum(self.plan.sizes):
             everything = [torch.ones_like(mask) for mask in masks]
-            weights = [local(p).detach() for p in self.parameters.values()]
-            scores = [_known(pattern.reduce(weight.abs())) for weight in weights]
             keep = self.plan.targets(0) if self.plan.is_global else self.counts
-            masks = pattern.prune(scores, everything, keep, self.group)
+            masks = pattern.prune(self._scorer.weights(), everything, keep, self.group)
             self.counts = self._count(masks)
         return masks
 
@@ -423,7 +392,7 @@ class Sparsifier:
             torch.distributed.all_reduce(counts, group=self.group)
         return [int(count) for count in counts.tolist()]
 
-    # ---------------------------------------------------------------------------------------------------- state
+    # -------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors and plain Python types; masks at one bit a unit."""
@@ -483,9 +452,10 @@ class Sparsifier:
 _TOTALS = ("updates", "skipped", "pruned", "dropped", "grown")
 
 
-def _known(scores: Tensor) -> LazyScores:
-    """Scores that exist already."""
-    return LazyScores(lambda values: values, (scores,))
+def was_skipped(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer skipped the step just asked for, as its gradient scaler told it to."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
 
 
 def shaped_state(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:

@@ -193,7 +193,6 @@ def fit(root, epochs, workers, resume=None):
     return module
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_resumed_at_an_epochs_end_sees_the_same_batches(tmp_path, workers):

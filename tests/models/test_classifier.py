@@ -30,7 +30,6 @@ def tiny_loader(count=40, batch_size=4):
     return DataLoader(TensorDataset(images, torch.arange(count) % 10), batch_size)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 def rates(epochs=4, steps_per_epoch=10, **arguments):
     """The learning rate of every optimizer step of a run."""
     seen = []
@@ -72,7 +71,6 @@ def test_logged_numbers_are_those_of_a_plain_loop():
     assert tested["test/accuracy"] == pytest.approx((logits.argmax(1) == labels.numpy()).mean(), rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_multistep_drops_at_the_fractions_of_the_run():
     seen = rates(lr=0.2)
@@ -80,7 +78,6 @@ def test_multistep_drops_at_the_fractions_of_the_run():
     assert rates(lr=0.2, milestones=(0.25,)) == pytest.approx([0.2] * 10 + [0.02] * 30)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_cosine_and_warm_up_equal_torchs_own_schedulers():
     weight = torch.nn.Parameter(torch.zeros(()))
@@ -98,7 +95,6 @@ def test_cosine_and_warm_up_equal_torchs_own_schedulers():
     assert rates(schedule="constant", warmup_epochs=0.5)[4:] == pytest.approx([0.1 * 5 / 6] + [0.1] * 35)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_steps_are_optimizer_steps_under_accumulation():
     seen = []
@@ -111,7 +107,6 @@ def test_steps_are_optimizer_steps_under_accumulation():
     assert seen == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_an_endless_run_needs_a_constant_rate():
     with pytest.raises(MisconfigurationException, match=r"schedule='multistep'.*max_steps"):

@@ -1,6 +1,6 @@
-"""Sparse training restated in plain NumPy: sorted lists and loops, slow and obvious, nothing shared with the package.
+"""Sparse training restated in plain NumPy: sorted lists and loops, slow, and nothing shared with the package.
 
-Layers are lists of arrays in one fixed order. Ranking is by value, then by order of layers, then by row-major index.
+Layers are lists of arrays in one fixed order. Ranking is by value, then by layer, then by row-major index.
 """
 
 import math
@@ -38,13 +38,19 @@ def best(scores: Sequence[np.ndarray], eligible: Sequence[np.ndarray], k: int) -
     return [mask.reshape(values.shape) for mask, values in zip(chosen, scores, strict=True)]
 
 
-def best_per_layer(scores: Sequence[np.ndarray], eligible: Sequence[np.ndarray], counts: Sequence[int]) -> Arrays:
+def best_per_layer(
+    scores: Sequence[np.ndarray], eligible: Sequence[np.ndarray], counts: Sequence[int]
+) -> Arrays:
     """Mark the ``counts`` largest eligible scores of each layer."""
     return [best([s], [e], k)[0] for s, e, k in zip(scores, eligible, counts, strict=True)]
 
 
 def exchange(w: np.ndarray, g: np.ndarray, mask: np.ndarray, k: int, readd: bool = True) -> np.ndarray:
-    """Drop the ``k`` active weights of smallest ``|w|``, grow ``k`` of largest ``|g|`` outside the survivors."""
+    """Drop the ``k`` active weights of smallest ``|w|``, grow ``k`` of largest ``|g|`` outside the survivors.
+
+    Where just-dropped positions may not return, at most as many are exchanged as there were inactive ones.
+    """
+    k = k if readd else min(k, int((~mask).sum()))
     survivors = best([np.abs(w)], [mask], int(mask.sum()) - k)[0]
     taken = survivors if readd else mask
     return survivors | best([np.abs(g)], [~taken], k)[0]
@@ -98,7 +104,7 @@ class Family:
         return round(sum(mask.size for mask in self.masks) * (1.0 - self.sparsity(t)))
 
     def is_due(self, t: int) -> bool:
-        """Every ``update_every`` steps; at the arrival and after it also while too many weights are active."""
+        """Every ``update_every`` steps; from the arrival on also while too many weights are active."""
         target, active = self.targets(t), [int(mask.sum()) for mask in self.masks]
         behind = sum(active) > target if isinstance(target, int) else any(np.array(active) > np.array(target))
         if t % self.update_every == 0:
@@ -106,7 +112,7 @@ class Family:
         return t >= self.arrival and behind
 
     def step(self, t: int, weights: Arrays, gradients: Arrays) -> Arrays | None:
-        """Update after optimizer step ``t``: which weights keep value and state, or None if nothing changes."""
+        """Update after step ``t``: which weights keep value and state, or None if nothing changes."""
         if not self.is_due(t):
             return None
         if not all(np.isfinite(g).all() for g in gradients):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import lightning.pytorch as L
@@ -25,9 +26,14 @@ def adamw(parameters: Any) -> Optimizer:
     return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
 
 
+@lru_cache
+def _bunch() -> Any:
+    return load_digits()
+
+
 def digits(count: int, start: int = 0) -> TensorDataset:
     """Real handwritten digits, 8 x 8."""
-    bunch = load_digits()
+    bunch = _bunch()
     images = torch.tensor(bunch.images[start : start + count], dtype=torch.float32)[:, None] / 16
     return TensorDataset(images, torch.tensor(bunch.target[start : start + count]))
 
@@ -115,7 +121,7 @@ class ManualNet(ConvNet):
 
 
 class TwoPlayers(L.LightningModule):
-    """Two nets with an optimizer each, stepped in turn under manual optimization; the second every other batch."""
+    """Two nets with an optimizer each under manual optimization; the second steps every other batch."""
 
     def __init__(self, optimizer: MakeOptimizer = sgd) -> None:
         super().__init__()
@@ -167,7 +173,12 @@ class Decorated(torch.optim.SGD):
 def clone_state(optimizers: Sequence[Optimizer], parameter: Tensor) -> list[Tensor]:
     """Copies of every optimizer-state tensor of the parameter's shape."""
     held = [optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state]
-    return [v.clone() for state in held for v in state.values() if torch.is_tensor(v) and v.shape == parameter.shape]
+    return [
+        v.clone()
+        for state in held
+        for v in state.values()
+        if torch.is_tensor(v) and v.shape == parameter.shape
+    ]
 
 
 @dataclass
@@ -195,7 +206,9 @@ class Tape(L.Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self.read_gradients()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.close({name: m for c in trainer.callbacks if hasattr(c, "masks") for name, m in c.masks.items()})
 
     def _watch(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_plasticity.sparsity.folding import bordered
+from lightning_plasticity.sparsity.export.folding import bordered
 
 
 def load_shrunk(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

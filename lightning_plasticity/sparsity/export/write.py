@@ -8,26 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_plasticity.sparsity.baking import bake
-from lightning_plasticity.sparsity.constants import Inputs, as_inputs
-from lightning_plasticity.sparsity.cost import ShrinkReport, compare, format_table
-from lightning_plasticity.sparsity.coupling import filter_groups
-from lightning_plasticity.sparsity.csr import to_csr
-from lightning_plasticity.sparsity.reload import load_shrunk
-from lightning_plasticity.sparsity.semi_structured import to_semi_structured
-from lightning_plasticity.sparsity.surgery import shrink
-
-__all__ = [
-    "ExportReport",
-    "bake",
-    "compare",
-    "export_model",
-    "filter_groups",
-    "load_shrunk",
-    "shrink",
-    "to_csr",
-    "to_semi_structured",
-]
+from lightning_plasticity.sparsity.export.baking import bake
+from lightning_plasticity.sparsity.export.constants import Inputs, as_inputs
+from lightning_plasticity.sparsity.export.cost import ShrinkReport, compare, format_table
+from lightning_plasticity.sparsity.export.surgery import shrink
 
 Format = Literal["onnx", "pt2"]
 

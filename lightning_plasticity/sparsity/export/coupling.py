@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lightning_plasticity.sparsity.constants import Inputs, as_inputs
-from lightning_plasticity.sparsity.folding import is_foldable
+from lightning_plasticity.sparsity.export.constants import Inputs, as_inputs
+from lightning_plasticity.sparsity.export.folding import is_foldable
 
 Role: TypeAlias = Literal["reads", "writes", "passes"]
 
@@ -54,6 +54,7 @@ class DependencyGraph:
 
     Raises:
         ModuleNotFoundError: If torch-pruning is not installed.
+        RuntimeError: If torch-pruning cannot trace the model.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Inputs) -> None:
@@ -72,6 +73,11 @@ class DependencyGraph:
                 self._graph.build_dependency(
                     model, as_inputs(example_inputs), output_transform=self._note_outputs, verbose=False
                 )
+        except Exception as error:  # torch-pruning raises whatever its analysis trips over
+            raise RuntimeError(
+                f"model: torch-pruning cannot trace {type(model).__name__}: {type(error).__name__}, {error}. "
+                "Its channels stay; use bake() for plain dense weights with zeros."
+            ) from error
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
@@ -105,7 +111,9 @@ class DependencyGraph:
 
     def _note_outputs(self, outputs: Any) -> Any:
         flat = self._tp.utils.flatten_as_list(outputs)
-        self._outputs = {value.grad_fn for value in flat}
+        self._outputs = {getattr(value, "grad_fn", None) for value in flat} - {None}
+        if not self._outputs:
+            raise RuntimeError("its outputs carry no gradient")
         return flat
 
     def _is_output(self, node: Any) -> bool:

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 from torch import nn
 
-from lightning_plasticity.sparsity.constants import Inputs, as_inputs
+from lightning_plasticity.sparsity.export.constants import Inputs, as_inputs
 from lightning_plasticity.sparsity.flops import count_flops
 
 

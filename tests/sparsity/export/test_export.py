@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_plasticity.models.convnets import resnet20, vgg19
-from lightning_plasticity.sparsity import baking
-from lightning_plasticity.sparsity.baking import bake
-from lightning_plasticity.sparsity.constants import constant_inputs
-from lightning_plasticity.sparsity.cost import compare, count_zero_filters, measure_latency
-from lightning_plasticity.sparsity.coupling import filter_groups
+from lightning_plasticity.sparsity.export import baking
 from lightning_plasticity.sparsity.export import export_model
-from lightning_plasticity.sparsity.folding import BorderedConv2d
-from lightning_plasticity.sparsity.reload import load_shrunk
-from lightning_plasticity.sparsity.surgery import shrink
+from lightning_plasticity.sparsity.export.baking import bake
+from lightning_plasticity.sparsity.export.constants import constant_inputs
+from lightning_plasticity.sparsity.export.cost import compare, count_zero_filters, measure_latency
+from lightning_plasticity.sparsity.export.coupling import filter_groups
+from lightning_plasticity.sparsity.export.folding import BorderedConv2d
+from lightning_plasticity.sparsity.export.reload import load_shrunk
+from lightning_plasticity.sparsity.export.surgery import shrink
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -465,6 +465,35 @@ class Shuffled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.first(x)[:, [3, 2, 1, 0]])
+
+
+class Halves(nn.Module):
+    """Splits, joins and shuffles its channels, as ShuffleNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, changed = self.first(x).chunk(2, 1)
+        x = torch.cat([kept, self.last(changed)], 1)
+        return x.view(len(x), 2, 3, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+
+
+class Frozen(Residual):
+    """Runs without gradients, so that there is no record to read the graph from."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_shuffled_channels_stay_right_and_an_untraceable_model_is_named():
+    model, x = settle(Halves()), images(2, 3, 4, 4)
+    masks = filter_masks(model, 0.5, [["first.weight"], ["last.weight"]])
+    torch.testing.assert_close(shrink(model, x, masks)(x), masked(model, masks)(x), **CLOSE)
+    with pytest.raises(RuntimeError, match=r"torch-pruning cannot trace Frozen: .*bake\(\)"):
+        shrink(settle(Frozen()), images(2, 3, 12, 12))
 
 
 def test_errors_name_the_argument_and_the_way_out(monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 
-from lightning_plasticity.sparsity.baking import bake
+from lightning_plasticity.sparsity.export.baking import bake
 
 _DTYPES = (torch.float16, torch.bfloat16)
 

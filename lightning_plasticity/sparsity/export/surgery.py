@@ -10,14 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from lightning_plasticity.sparsity.baking import bake
-from lightning_plasticity.sparsity.constants import (
+from lightning_plasticity.sparsity.export.baking import bake
+from lightning_plasticity.sparsity.export.constants import (
     Inputs,
     as_inputs,
     constant_inputs,
 )
-from lightning_plasticity.sparsity.coupling import ChannelGroup, DependencyGraph
-from lightning_plasticity.sparsity.folding import (
+from lightning_plasticity.sparsity.export.coupling import ChannelGroup, DependencyGraph
+from lightning_plasticity.sparsity.export.folding import (
     _Bordered,
     add_constant,
     constant_part,
@@ -41,7 +41,7 @@ def shrink(
     seldom zero (a zero filter gives ``relu(beta - gamma mean / std)`` after BatchNorm), so its constant moves
     into the layers that read
     it: into the bias where that is exact, and where zero padding makes it differ along the border, into a
-    small :class:`~lightning_plasticity.sparsity.folding.BorderedConv2d` that adds the exact map for any image
+    small :class:`~lightning_plasticity.sparsity.export.folding.BorderedConv2d` that adds the exact map for any image
     size. A channel is removed only if every layer that reads it sees a proven constant, or reads it with zero
     weights. In a residual net it has to be dead in every branch that is added (see :func:`filter_groups`).
     Kept whole: channels that reach the model's output, grouped convolutions that are not depthwise, layers
@@ -63,8 +63,8 @@ def shrink(
     Raises:
         ValueError: If inputs or masks don't fit, a name in ``exclude`` is unknown, or a layer is
             parametrized.
-        RuntimeError: If the smaller net computes something else (the model uses its channels in a way that
-            torch-pruning's graph does not see); ``exclude`` the layers concerned.
+        RuntimeError: If torch-pruning cannot trace the model, or the smaller net computes something else (the
+            model uses its channels in a way that the graph does not see); ``exclude`` the layers concerned.
         ModuleNotFoundError: If torch-pruning is not installed.
 
     Example:

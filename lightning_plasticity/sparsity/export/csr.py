@@ -3,13 +3,12 @@
 import warnings
 from collections.abc import Mapping
 from functools import cache
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from lightning_plasticity.sparsity.baking import bake
-
-_GATHER_FROM = 16
+from lightning_plasticity.sparsity.export.baking import bake
 
 
 class CSRLinear(nn.Module):
@@ -42,6 +41,7 @@ class CSRLinear(nn.Module):
         self.register_buffer("columns", columns)
         self.register_buffer("values", values)
         self.register_buffer("bias", bias)
+        self._weight: Tensor | None = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, mask: Tensor) -> "CSRLinear":
@@ -62,32 +62,37 @@ class CSRLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as a CSR tensor ``[out_features, in_features]``; it shares the buffers' memory."""
-        _acknowledge_beta()
-        size = (self.out_features, self.in_features)
-        return torch.sparse_csr_tensor(
-            self.row_starts, self.columns, self.values, size, check_invariants=False
-        )
+        """The weight as a CSR tensor ``[out_features, in_features]``; it shares the buffers' memory.
+
+        Made once and kept: the first product with a new CSR tensor costs several times what the next ones do.
+        """
+        if self._weight is None:
+            _acknowledge_beta()
+            size = (self.out_features, self.in_features)
+            with torch.inference_mode(False):
+                self._weight = torch.sparse_csr_tensor(
+                    self.row_starts, self.columns, self.values, size, check_invariants=False
+                )
+        return self._weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply ``x`` ``[..., in_features]`` to ``[..., out_features]``.
-
-        Three kernels with one result: the sparse matrix times one vector, or times a few; from 16 samples on,
-        each output gathers the rows of its own inputs (the condensed layer of Lasby et al. 2024, SRigL, for
-        any fan-in), which was measured to be faster there.
-        """
-        rows = x.reshape(-1, self.in_features)
-        if len(rows) == 1:
-            y = torch.mv(self.weight, rows[0])
-        elif len(rows) < _GATHER_FROM:
-            y = torch.mm(self.weight, rows.t().contiguous()).t()
-        else:
-            features, starts = rows.t().contiguous(), self.row_starts[:-1]
-            y = nn.functional.embedding_bag(
-                self.columns, features, starts, mode="sum", per_sample_weights=self.values
-            ).t()
+        """Multiply ``x`` ``[..., in_features]`` to ``[..., out_features]``."""
+        columns = x.reshape(-1, self.in_features).t().contiguous()
+        y = torch.mm(self.weight, columns).t()
         y = y if self.bias is None else y + self.bias
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._weight = None  # the buffers move to another device or dtype
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._weight = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_weight": None}
 
     def extra_repr(self) -> str:
         """Sizes and density, for ``print(model)``."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_plasticity.sparsity import semi_structured
-from lightning_plasticity.sparsity.semi_structured import to_semi_structured
+from lightning_plasticity.sparsity.export import semi_structured
+from lightning_plasticity.sparsity.export.semi_structured import to_semi_structured
 
 
 def images(*shape: int, seed: int = 1) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_plasticity.sparsity.folding import FOLDABLE, is_foldable
+from lightning_plasticity.sparsity.export.folding import FOLDABLE, is_foldable
 
 Inputs: TypeAlias = Tensor | Sequence[Tensor]
 
