@@ -51,9 +51,7 @@ class Recipe(PlasticityCLI):
         stimuli, labels = self.datamodule.labelled_stimuli()
         energy = float(stimuli.sum(1).mean())
         flat, passes = robustness.normalised(stimuli, energy), self.trainer.current_epoch
-        mixture = robustness.normalising_mixture(
-            flat, len(self.model.mean), passes, self.datamodule.batch_size
-        )
+        mixture = robustness.normalising_mixture(flat, self.model, passes, self.datamodule.batch_size)
         counts = robustness.naming_by(mixture, flat, labels, self.datamodule.num_classes)
         methods = {
             "intrinsic plasticity": lambda y: label_posterior(self.model(y), self.model.label_counts),

@@ -34,6 +34,8 @@ def grid(
     seeds: int = 1,
     model: str = "small_convnet",
     dataset: str = "mnist5k",
+    data_dir: str = "data",
+    download: bool = False,
     lr: float = 0.05,
     output: str = "runs/pruning_plasticity/grid",
 ) -> list[dict]:
@@ -50,6 +52,8 @@ def grid(
         seeds: Runs of each pre-trained sparsity.
         model: Network, as in ImageClassifier.
         dataset: Data, as in ImageData.
+        data_dir: Where torchvision's sets are.
+        download: Whether torchvision may fetch them.
         lr: Full learning rate; it drops by 10 at half and three quarters of the run.
         output: Folder for records.csv and pruning_plasticity.png.
     """
@@ -61,7 +65,7 @@ def grid(
             cut |= {"granularity": granularity, "scope": scope}
             probes = [PruningPlasticity(regrow=regrow, **cut) for regrow in (False, True)]
             masks = StaticSparsity(sparsity, granularity=granularity, seed=seed)
-            data: LightningDataModule = ImageData(dataset, seed=seed)
+            data: LightningDataModule = ImageData(dataset, data_dir, download=download, seed=seed)
             net = ImageClassifier(model, data.num_classes, data.shape[0], lr=lr)
             Trainer(
                 max_epochs=epochs, callbacks=[masks, *probes], logger=False, enable_checkpointing=False

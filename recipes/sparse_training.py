@@ -3,6 +3,7 @@
     python recipes/sparse_training.py fit                        about a minute on 2 cores, offline
     python recipes/sparse_training.py fit --trainer.callbacks.sparsity=0.98
     python recipes/sparse_training.py compare --seeds=5          all methods at equal sparsity and budget
+    python recipes/sparse_training.py fit --config recipes/sparse_training_filters.yaml       whole filters
     python recipes/sparse_training.py export --ckpt_path=runs/sparse_training/version_0/checkpoints/last.ckpt
 
 The fit ends with the accuracy on held-out digits, the density of each layer, FLOPs against the dense net and
@@ -12,6 +13,7 @@ set.
 """
 
 from sparse_training_compare import compare
+from sparse_training_export import export
 
 from lightning_plasticity.cli import PlasticityCLI
 from lightning_plasticity.data import ImageData
@@ -35,4 +37,4 @@ class Recipe(PlasticityCLI):
 
 
 if __name__ == "__main__":
-    Recipe(ImageClassifier, ImageData, script=__file__, commands={"compare": compare})
+    Recipe(ImageClassifier, ImageData, script=__file__, commands={"compare": compare, "export": export})

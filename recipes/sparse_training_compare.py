@@ -6,6 +6,7 @@ python recipes/sparse_training.py compare --seeds=5 --sparsity=0.98
 import csv
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -31,10 +32,12 @@ METHODS = {
 def compare(
     seeds: int = 5,
     sparsity: float = 0.98,
-    epochs: int = 8,
-    update_every: int = 10,
-    model: str = "small_convnet",
+    epochs: int = 20,
+    update_every: int = 20,
+    model: str = "lenet300",
     dataset: str = "mnist5k",
+    data_dir: str = "data",
+    download: bool = False,
     lr: float = 0.05,
     first_seed: int = 0,
     output: str = "runs/sparse_training/compare",
@@ -48,16 +51,21 @@ def compare(
         update_every: Optimizer steps between mask updates.
         model: Network, as in ImageClassifier.
         dataset: Data, as in ImageData.
+        data_dir: Where torchvision's sets are.
+        download: Whether torchvision may fetch them.
         lr: Full learning rate, divided by 10 at half and three quarters of the run.
         first_seed: Where seeds begin, to share the work among processes.
         output: Folder for results.csv, table.md and compare.png.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+    data = partial(ImageData, dataset, data_dir, download=download)
     runs = []
     for seed in range(first_seed, first_seed + seeds):
         for method, callback in METHODS.items():
-            runs.append(run(method, callback(sparsity, update_every, seed), seed, epochs, model, dataset, lr))
+            runs.append(
+                run(method, callback(sparsity, update_every, seed), seed, epochs, model, data(seed=seed), lr)
+            )
             print(f"seed {seed}, {method}: test accuracy {runs[-1]['accuracy']:.4f}", flush=True)
             write(runs, Path(output), sparsity)
     print(table(runs))
@@ -65,10 +73,9 @@ def compare(
     return runs
 
 
-def run(method, callback, seed, epochs, model, dataset, lr) -> dict:
+def run(method, callback, seed, epochs, model, data, lr) -> dict:
     """Train and test once."""
     seed_everything(seed, verbose=False)
-    data = ImageData(dataset, seed=seed)
     trainer = Trainer(
         max_epochs=epochs, callbacks=[callback], logger=False, enable_checkpointing=False,
         limit_val_batches=0, num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
@@ -93,7 +100,9 @@ def table(runs) -> str:
         mine = [run for run in runs if run["method"] == method]
         values = [100 * run["accuracy"] for run in mine]
         spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-        density, train, test = (mean(run[key] for run in mine) for key in list(mine[0])[3:])
+        density, train, test = (
+            mean(run[key] for run in mine) for key in ("density", "train_flops", "test_flops")
+        )
         cells = [method, f"{mean(values):.2f}{spread}", f"{density:.4f}", f"{train:.3f}x", f"{test:.3f}x"]
         rows.append(f"| {' | '.join(cells)} | {len(mine)} |")
     return "\n".join(rows)
@@ -107,4 +116,6 @@ def write(runs, folder: Path, sparsity: float) -> None:
         writer.writeheader()
         writer.writerows(runs)
     (folder / "table.md").write_text(table(runs) + "\n")
-    save_figure(methods_compared(runs, title=f"Equal budget, {sparsity:.0%} sparse"), folder / "compare.png")
+    save_figure(
+        methods_compared(runs, title=f"Equal budget, {100 * sparsity:g} % sparse"), folder / "compare.png"
+    )

@@ -111,7 +111,7 @@ def test_optional_packages_are_imported_where_they_are_used(path):
 @pytest.mark.parametrize(
     "pattern",
     [
-        "sparsity/*.py",
+        "sparsity/**/*.py",
         "hopfield/*.py",
         "intrinsic/mixture.py",
         "hippocampus/dynamics.py",

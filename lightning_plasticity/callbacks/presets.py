@@ -125,6 +125,7 @@ class RigL(SparseTraining):
         granularity: str = "weight",
         **options: Any,
     ) -> None:
+        check_time("update_until", update_until)
         super().__init__(
             sparsity=sparsity,
             regrow_ratio=_cosine(regrow_ratio, 0.0, update_until),
@@ -230,6 +231,10 @@ def _cubic(sparsity: float, initial: float, prune_from: float | int, prune_until
         )
     for argument, value in (("prune_from", prune_from), ("prune_until", prune_until)):
         check_time(argument, value)
+    if prune_until == 0:
+        raise ValueError(
+            "prune_until=0 leaves no step to prune in; for masks from the start use StaticSparsity"
+        )
     if type(prune_from) is type(prune_until) and prune_until < prune_from:
         raise ValueError(f"prune_until={prune_until} comes before prune_from={prune_from}")
     return Cubic(initial, sparsity, prune_from, prune_until)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -15,12 +16,14 @@ from lightning_plasticity.callbacks.support import (
     batch_size,
     check_equal_masks,
     check_strategy,
+    log_now,
     mask_averages,
     optimizer_of,
     optimizer_steps,
     shard_group,
     unscales_itself,
 )
+from lightning_plasticity.sparsity.checkpoints import stored_masks
 from lightning_plasticity.sparsity.config import Distribution, Scope, SparsityConfig
 from lightning_plasticity.sparsity.export import filter_groups
 from lightning_plasticity.sparsity.maskable import maskable_parameters
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
 
 _ENDLESS = 2**62
 """Steps of a run without end, for schedules that need no end."""
+
+
+class SparseTrainingError(MisconfigurationException, ValueError):
+    """A setting that does not fit the model or the run; raised at fit start."""
 
 
 class SparseTraining(Callback):
@@ -53,7 +60,8 @@ class SparseTraining(Callback):
         drop: Score of what goes: ``"magnitude"``, ``"sensitivity"``, ``"random"``, or the import path of a
             function ``(weight, gradient, generator) -> scores``.
         grow: Score of what comes back: ``"gradient"``, ``"random"``, or an import path.
-        scope: Whether pruning ranks weights over all layers (``"global"``) or in each (``"layer"``).
+        scope: Whether pruning ranks weights over all layers (``"global"``; all layers of one optimizer, if
+            there are several) or in each (``"layer"``).
         distribution: Layer densities where the method chooses them: ``"erk"`` or ``"uniform"``.
         granularity: ``"weight"``, ``"filter"`` or an N:M string such as ``"2:4"``.
         include: Name patterns of parameters or modules to mask; default: all linear and convolution weights.
@@ -106,7 +114,10 @@ class SparseTraining(Callback):
             sparsity, regrow_ratio, update_every, drop, grow, scope, distribution, granularity, initial,
             allow_readd, track_exploration, seed,
         )  # fmt: skip
-        if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
+        for argument, patterns in (("include", include), ("exclude", exclude)):
+            if isinstance(patterns, str):
+                raise ValueError(f"{argument}='{patterns}' must be a list: {argument}=['{patterns}']")
+        if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
             raise ValueError(f"{total_steps=} must be a positive number of optimizer steps, or None")
         self.include, self.exclude = list(include), list(exclude)
         self.total_steps, self.check_ranks = total_steps, check_ranks
@@ -115,16 +126,19 @@ class SparseTraining(Callback):
         self.coupled = coupled if isinstance(coupled, bool) else [list(group) for group in coupled]
         self._engines: list[tuple[Optimizer, Sparsifier]] = []
         self._handles: list[RemovableHandle] = []
+        self._is_fitting = False
         self._fresh: list[Update] = []
         self._restored: dict[str, Any] | None = None
         self._report = SparsityReport()
-        self._flops_seen = False
+        self._flops_seen = self._reloads = False
 
     # ------------------------------------------------------------------------------------ what there is
 
     @property
     def masks(self) -> dict[str, Tensor]:
         """Parameter name to bool mask of the parameter's shape; True = active. Live during and after fit."""
+        if self._restored is not None:  # came with a checkpoint for validation only
+            return stored_masks(self._restored)
         return {name: mask for _, engine in self._engines for name, mask in engine.masks.items()}
 
     @property
@@ -154,8 +168,14 @@ class SparseTraining(Callback):
             self._engines, self._restored = [], None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose parameters, draw or restore masks, and hook into the optimizers."""
+        """Choose parameters, and draw or restore masks."""
         check_strategy(trainer, type(self).__name__)
+        try:
+            self._set_up(trainer, pl_module)
+        except ValueError as error:
+            raise SparseTrainingError(str(error)) from error
+
+    def _set_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = maskable_parameters(pl_module, self.include, self.exclude, self.config.pattern)
         parameters = self.config.named_layers(parameters)
         self._check_claims(trainer, parameters)
@@ -180,31 +200,40 @@ class SparseTraining(Callback):
             )
             for (optimizer, mine), state in zip(owned, self._stored(len(owned)), strict=True)
         ]
+        self._report, self._flops_seen, self._is_fitting = SparsityReport(), False, True
+        if self._restored is not None:
+            self._report.curve = list(self._restored["curve"])
+            self._restored = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hook into the optimizers, and lay schedules over the run as it is now.
+
+        Not before: a batch-size finder may have changed the run's length, and FSDP2 makes an empty step to
+        load the optimizer's state.
+        """
         self._handles = [
             register(hook)
             for optimizer, _ in self._engines
             for register, hook in (
                 (optimizer.register_step_pre_hook, partial(self._begin_step, trainer)),
-                (optimizer.register_step_post_hook, partial(self._after_step, trainer)),
+                (optimizer.register_step_post_hook, self._after_step),
             )
         ]
-        self._report, self._flops_seen = SparsityReport(), False
-        if self._restored is not None:
-            self._report.curve = list(self._restored["curve"])
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to go on from a checkpoint that holds no masks."""
-        if trainer.ckpt_path is not None and self._restored is None:
-            raise MisconfigurationException(
-                f"ckpt_path={trainer.ckpt_path} holds no masks for state_key '{self.state_key}'. Resume with "
-                "the callback, include and exclude of the stored run; to start sparse training from its "
-                "weights, load them into the model (load_from_checkpoint) and fit without ckpt_path."
-            )
-        self._restored = None
-        total = self._total_steps(trainer)  # a batch-size finder may have changed it
+        total = self._total_steps(trainer)
         for _, engine in self._engines:
             engine.set_total_steps(total)
         mask_averages(trainer, self.masks)
+        self._hint_at_update_every(total)
+
+    def _hint_at_update_every(self, total: int) -> None:
+        """Say when a run is too short for the updates to come gradually."""
+        changes = any(e.plan.regrows or not e.plan.has_arrived(0) for _, e in self._engines)
+        updates = total // self.config.update_every
+        if changes and updates < 10:
+            rank_zero_info(
+                f"{type(self).__name__}: update_every={self.config.update_every} makes {updates} mask "
+                f"updates in {total} optimizer steps; about 50 are usual: update_every={max(1, total // 50)}."
+            )
 
     def _total_steps(self, trainer: Trainer) -> int:
         total = self.total_steps or optimizer_steps(trainer)
@@ -233,7 +262,15 @@ class SparseTraining(Callback):
                 "example_input_array: set it, or give coupled=filter_groups(model, inputs)."
             )
         inputs = pl_module.example_input_array
-        return filter_groups(pl_module, inputs.to(pl_module.device) if isinstance(inputs, Tensor) else inputs)
+        if isinstance(inputs, Mapping):
+            raise MisconfigurationException(
+                "coupled=True needs an example_input_array of positional inputs, it is a mapping: "
+                "give coupled=filter_groups(model, inputs)."
+            )
+        return filter_groups(
+            pl_module,
+            move_data_to_device(inputs if isinstance(inputs, tuple) else (inputs,), pl_module.device),
+        )
 
     def _check_claims(self, trainer: Trainer, parameters: Mapping[str, Any]) -> None:
         mine = {id(p) for p in parameters.values()}
@@ -258,20 +295,18 @@ class SparseTraining(Callback):
                 engine.before_step()
 
     def _begin_step(self, trainer: Trainer, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Where the scaler looks for infinite gradients only now, mask only now, lest it overlook one."""
+        """Where the scaler looks for infinite gradients only now, mask only now, lest it overlook one.
+
+        Trial steps of learning-rate and batch-size finders, which take the callbacks away, count nowhere.
+        """
         if self not in trainer.callbacks:  # type: ignore[attr-defined]
             return
         for owner, engine in self._engines:
             if owner is optimizer and engine.begin() and unscales_itself(trainer, optimizer):
                 engine.before_step()
 
-    def _after_step(self, trainer: Trainer, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Runs only after a step that really happened: one that a gradient scaler skips counts nowhere.
-
-        Nor do the trial steps of learning-rate and batch-size finders, which take the callbacks away.
-        """
-        if self not in trainer.callbacks:  # type: ignore[attr-defined]
-            return
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Runs only after a step that really happened: one that a gradient scaler skips counts nowhere."""
         for owner, engine in self._engines:
             if owner is optimizer and (update := engine.finish(optimizer)) is not None:
                 self._fresh.append(update)
@@ -288,29 +323,41 @@ class SparseTraining(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log after updates and once an epoch, so that the density is always in the progress bar."""
-        if not self._flops_seen:
+        """Log after updates and at an epoch's start, so that the progress bar always has a density."""
+        if first := not self._flops_seen:
             self._report.close_flops(batch_size(batch))
             self._flops_seen = True
-        if self._fresh or batch_idx == 0:
-            pl_module.log("sparsity/density", self.density, prog_bar=True)
-            pl_module.log(
-                "sparsity/skipped_updates", float(sum(engine.skipped for _, engine in self._engines))
-            )
+        if not (self._fresh or batch_idx == 0 or first):
+            return
         if self._fresh:
             mask_averages(trainer, self.masks)
             if self.check_ranks:
                 check_equal_masks(engine for _, engine in self._engines)
-            for key in ("pruned", "dropped", "grown"):
-                pl_module.log(f"sparsity/{key}", float(sum(getattr(update, key) for update in self._fresh)))
-            explored = [e for _, engine in self._engines if (e := engine.exploration) is not None]
-            if explored:
-                pl_module.log("sparsity/exploration", sum(explored) / len(explored))
+        numbers = self._numbers()
+        for name, value in numbers.items():
+            pl_module.log(name, value, prog_bar=name == "sparsity/density")
+        if self._fresh:  # loggers hear of every update, not only of those that fall on log_every_n_steps
+            log_now(trainer, numbers)
         self._fresh.clear()
+
+    def _numbers(self) -> dict[str, float]:
+        """What is logged: the state, and what the last updates did."""
+        engines = [engine for _, engine in self._engines]
+        numbers = {
+            "sparsity/density": self.density,
+            "sparsity/skipped_updates": float(sum(engine.skipped for engine in engines)),
+        }
+        if self._fresh:
+            for key in ("pruned", "dropped", "grown"):
+                numbers[f"sparsity/{key}"] = float(sum(getattr(update, key) for update in self._fresh))
+            explored = [e for engine in engines if (e := engine.exploration) is not None]
+            if explored:
+                numbers["sparsity/exploration"] = sum(explored) / len(explored)
+        return numbers
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the accuracies for the figure."""
-        if not trainer.sanity_checking and self._engines:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._engines:
             self._report.record(trainer.callback_metrics, self._engines[0][1].step, self.density)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -330,7 +377,7 @@ class SparseTraining(Callback):
     def _detach(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._is_fitting = [], False
         self._report.close_flops()
 
     # -------------------------------------------------------------------------------------------- state
@@ -340,20 +387,41 @@ class SparseTraining(Callback):
         """Identity only: which parameters this instance owns. A changed setting can still resume."""
         return self._generate_state_key(include=self.include, exclude=self.exclude)
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to go on from a checkpoint that holds no masks."""
+        loaded = {id(p) for p in pl_module.parameters()}
+        self._reloads = bool(self._engines) and all(
+            id(p) in loaded for _, engine in self._engines for p in engine.parameters.values()
+        )
+        if trainer.state.fn == "fit" and self.state_key not in checkpoint["callbacks"]:
+            raise MisconfigurationException(
+                f"ckpt_path={trainer.ckpt_path} holds no masks for state_key '{self.state_key}'. Resume with "
+                "the callback, include and exclude of the stored run; to start sparse training from its "
+                "weights, load them into the model (load_from_checkpoint) and fit without ckpt_path."
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Masks (one bit a weight), counters, generators and the report's curve, in plain types."""
-        return {"engines": [engine.state_dict() for _, engine in self._engines], "curve": self._report.curve}
+        if self._restored is not None:
+            return self._restored  # what was loaded and not yet used, for validation or before a tuner
+        return {
+            "engines": [engine.state_dict() for _, engine in self._engines],
+            "curve": list(self._report.curve),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the model and optimizers are there; some strategies load after that."""
         if not state_dict["engines"]:
             return  # saved before the fit had begun, as tuners do
         self._restored = state_dict
-        if self._handles:
+        if self._is_fitting or self._reloads:  # the weights of another moment, with its masks
             for (_, engine), state in zip(self._engines, self._stored(len(self._engines)), strict=True):
                 if state is not None:
                     engine.load_state_dict(state)
             self._report.curve = list(state_dict["curve"])
+            self._restored = None
 
     def _stored(self, count: int) -> list[dict[str, Any] | None]:
         """The restored state of each of ``count`` engines, None where nothing was restored."""
@@ -362,7 +430,7 @@ class SparseTraining(Callback):
         stored: list[dict[str, Any] | None] = self._restored["engines"]
         if len(stored) != count:
             raise MisconfigurationException(
-                f"the checkpoint holds masks for {len(stored)} optimizers, this run has {count}: resume with the "
-                "model and configure_optimizers of the stored run."
+                f"the checkpoint holds masks for {len(stored)} optimizers, this run has {count}: resume with "
+                "the model and configure_optimizers of the stored run."
             )
         return stored

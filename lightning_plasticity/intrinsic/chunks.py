@@ -63,7 +63,8 @@ class Chunks:
         rows = torch.randperm(len(self.stimuli), generator=generator).to(self.stimuli.device)
         if self.weight is not None:
             rows = rows[self.weight[rows] > 0]
-        return em.start(self.stimuli[rows[:START_ROWS]], num_classes, generator)
+        params = em.start(self.stimuli[rows[:START_ROWS]], num_classes, generator)
+        return params if self.labels is None else em.place(params, self.stimuli, self.labels)
 
     def e_step(self, params: Parameters, intensity: Intensity) -> em.Sums:
         """One E pass over everything."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_plasticity.intrinsic.distribution import Intensity, Parameters, evidence
+from lightning_plasticity.intrinsic.distribution import TINY, Intensity, Parameters, evidence
 from lightning_plasticity.intrinsic.em import MAX_SHAPE, MIN_MEAN, moment_shape, responsibilities
 from lightning_plasticity.intrinsic.precision import full_precision
 
@@ -175,6 +175,7 @@ def apply_drive(circuit: Circuit, total: Drive, rate: float, learn_prior: bool =
     directions = total.stimuli / total.energy.clamp_min(tiny).unsqueeze(1)
     activity = total.activity.clamp_min(tiny)
     weights = move(circuit.weights, directions, total.log_keep_weights.unsqueeze(1))
+    weights = weights.clamp_min(TINY)  # a weight that nothing feeds decays into slow denormal numbers
     mean = move(circuit.mean, total.energy / activity, total.log_keep_moments)
     mean = mean.clamp_min(MIN_MEAN)
     second = move(circuit.second_moment, total.energy_square / activity, total.log_keep_moments)

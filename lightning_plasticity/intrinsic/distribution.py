@@ -187,8 +187,8 @@ def marginal_intensity(
 ) -> IntensityPosterior:
     """Posterior mean and mode of the gain, averaged over classes.
 
-    `p(z | y) = sum_c s_c Gamma(z; a_c + S, a_c / mu_c + 1)` is a mixture, so that its mode is not the average of
-    the modes: the modes of the three likeliest classes are climbed by mode-seeking EM (each step a weighted mean
+    `p(z | y) = sum_c s_c Gamma(z; a_c + S, a_c / mu_c + 1)` is a mixture, whose mode is not the average of
+    the modes: those of the three likeliest classes are climbed by mode-seeking EM (each step a weighted mean
     of the classes' modes, by which the density never falls), and the highest is taken.
 
     Args:

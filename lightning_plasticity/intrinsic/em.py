@@ -33,6 +33,10 @@ MIN_MEAN = 1e-8
 """Floor of a learned mean, which keeps `S log1p(a / mu)` finite."""
 
 
+SPARSE_SHARE = 0.1
+"""Share of responsibilities that matter below which a sparse product is the faster one."""
+
+
 class Sums(NamedTuple):
     """What an M step needs, summed over stimuli (`R` responsibilities, `S` energies); float64."""
 
@@ -58,7 +62,7 @@ class Sums(NamedTuple):
         return Sums(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def start(stimuli: Tensor, num_classes: int, generator: torch.Generator, noise: float = 0.5) -> Parameters:
+def start(stimuli: Tensor, num_classes: int, generator: torch.Generator, noise: float = 0.3) -> Parameters:
     """Parameters to start from: weights are the data's mean with noise, intensities its quantiles.
 
     Single stimuli as starting weights collapse to fewer classes; means are dealt out in random order.
@@ -80,6 +84,24 @@ def start(stimuli: Tensor, num_classes: int, generator: torch.Generator, noise: 
     mean = energy.quantile(ranks).clamp_min(MIN_MEAN)
     shape, prior = torch.full_like(mean, START_SHAPE), torch.full_like(mean, 1 / num_classes)
     return Parameters(weights / weights.sum(1, keepdim=True), mean, shape, prior)
+
+
+def place(params: Parameters, stimuli: Tensor, labels: Tensor) -> Parameters:
+    """Moves each class that has labelled stimuli to their mean intensity, and halfway to their direction.
+
+    Args:
+        params: a start.
+        stimuli: `y [n, D]`.
+        labels: `[n]`, -1 where not known.
+    """
+    weights, mean, shape, prior = (part.clone() for part in params)
+    for label in labels[labels >= 0].unique().tolist():
+        chosen = stimuli[labels == label].double()
+        total = chosen.sum()
+        if bool(total > 0):
+            weights[label] = (weights[label] + chosen.sum(0) / total) / 2
+            mean[label] = total / len(chosen)
+    return Parameters(weights, mean, shape, prior)
 
 
 def moment_shape(mean: Tensor, second_moment: Tensor, max_shape: float = MAX_SHAPE) -> Tensor:
@@ -126,7 +148,7 @@ def e_step(
         posterior *= sample_weight.to(posterior).unsqueeze(1)
     by_level = posterior.new_zeros(len(levels), posterior.shape[1]).index_add_(0, index, posterior).double()
     with full_precision(stimuli.device.type):
-        by_class = (posterior.T @ stimuli).double()
+        by_class = _class_sums(posterior, stimuli).double()
         count, energy, energy_square = (
             torch.stack([torch.ones_like(levels), levels, levels.square()]) @ by_level
         )
@@ -137,19 +159,39 @@ def e_step(
     return Sums(by_class, count, energy, energy_square, rise, rise_slope, total, weight.sum())
 
 
+def _class_sums(posterior: Tensor, stimuli: Tensor) -> Tensor:
+    """`sum R y [C, D]`, as a sparse product where that is faster: posteriors are nearly one-hot.
+
+    Responsibilities below the resolution of the dtype cannot show in the sums and are left out there.
+    """
+    row, column = (posterior > torch.finfo(posterior.dtype).eps).nonzero(as_tuple=True)
+    if len(row) > SPARSE_SHARE * posterior.numel():
+        return posterior.T @ stimuli
+    size = (posterior.shape[1], len(posterior))
+    indices = torch.stack([column, row])
+    return torch.sparse.mm(
+        torch.sparse_coo_tensor(indices, posterior[row, column], size, check_invariants=False), stimuli
+    )
+
+
 def _shape_sums(by_level: Tensor, levels: Tensor, shape: Tensor, resolution: float) -> tuple[Tensor, Tensor]:
     """`sum R (psi(S + a) - psi(a))` and its derivative in `a`, `[C]`, from responsibilities by energy.
 
-    Posteriors are nearly one-hot: responsibilities below the resolution of the matrix products cannot show in
-    any sum, and the special functions are spared for them.
+    Responsibilities below the resolution of the matrix products are left out: the special functions are dear.
     """
-    row, column = (by_level > resolution).nonzero(as_tuple=True)
-    share, a = by_level[row, column], shape.double()
-    at = levels[row] + a[column]
-    count = torch.zeros_like(a).index_add_(0, column, share)
-    total = torch.zeros_like(a).index_add_(0, column, share * torch.digamma(at))
-    slope = torch.zeros_like(a).index_add_(0, column, share * torch.polygamma(1, at))
-    return total - count * torch.digamma(a), slope - count * torch.polygamma(1, a)
+    a, active = shape.double(), by_level > resolution
+    if int(active.sum()) > SPARSE_SHARE * active.numel():
+        at = levels.unsqueeze(1) + a
+        total, slope = (by_level * torch.digamma(at)).sum(0), (by_level * torch.polygamma(1, at)).sum(0)
+        number = by_level.sum(0)
+    else:
+        row, column = active.nonzero(as_tuple=True)
+        share, at = by_level[row, column], levels[row] + a[column]
+        number, total, slope = (
+            torch.zeros_like(a).index_add_(0, column, part)
+            for part in (share, share * torch.digamma(at), share * torch.polygamma(1, at))
+        )
+    return total - number * torch.digamma(a), slope - number * torch.polygamma(1, a)
 
 
 class Learning(NamedTuple):
@@ -211,8 +253,8 @@ def shape_step(sums: Sums, shape: Tensor, mean: Tensor, max_shape: float = MAX_S
     """One ascent step of the Gamma shapes: Newton's in `log a`, made safe by a minorant.
 
     Per class the objective is `F(log a) - N h(log a)` with `F = sum R log(Gamma(S + a) / Gamma(a))` and
-    `h = a log1p(mu / a) + mu log1p(a / mu)`. For counts `F` is a sum of `log(a + i)`, whose curvature in `log a`
-    is `p (1 - p)` with a logistic `p` and so decays no faster than `exp(-|x|)` over a step `x`. Hence
+    `h = a log1p(mu / a) + mu log1p(a / mu)`. For counts `F` is a sum of `log(a + i)`, whose curvature in
+    `log a` is `p (1 - p)` with a logistic `p` and so decays no faster than `exp(-|x|)` over a step `x`. Hence
 
         F(x) >= F(0) + F' x + F'' (exp(-|x|) - 1 + |x|),
 

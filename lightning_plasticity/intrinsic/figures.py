@@ -59,7 +59,7 @@ def weights_figure(
     for axes in figure.axes:
         axes.set_axis_off()
     for axes, index in zip(figure.axes, order, strict=False):
-        axes.imshow(params.weights[index].float().cpu().view(image_shape), cmap="viridis")
+        axes.imshow(params.weights[index].float().cpu().view(image_shape).numpy(), cmap="viridis")
         name = f"{names[index]}: " if names[index] >= 0 else ""
         axes.set_title(f"{name}{float(params.mean[index]):.0f}", fontsize=8, pad=2)
     return figure
@@ -121,7 +121,7 @@ def weights_over_time(trace: Trace, image_shape: tuple[int, int], classes: int =
     rows = [figure.axes[start : start + times] for start in range(0, len(figure.axes), times)]
     for row, (name, color) in zip(rows, colors(map(str, chosen)).items(), strict=True):
         for axes, weights in zip(row, trace.weights, strict=True):
-            axes.imshow(weights[int(name)].view(image_shape), cmap="viridis")
+            axes.imshow(weights[int(name)].view(image_shape).numpy(), cmap="viridis")
             axes.set_xticks([])
             axes.set_yticks([])
             axes.grid(visible=False)
@@ -139,7 +139,7 @@ def intensities_over_time(trace: Trace, classes: int = 6) -> "Figure":
     for name, color in colors(map(str, _evenly_spread(trace, classes))).items():
         axes.plot(trace.seen, means[:, int(name)], color=color, label=f"class {name}")
     axes.set_yscale("log")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(loc="upper left", fontsize=7, ncols=2)
     return figure
 
 
@@ -169,5 +169,5 @@ def contrast_figure(
     axes.set_xscale("log", base=2)
     axes.set_xticks(contrasts, [f"{contrast:g}" for contrast in contrasts])
     axes.set_ylim(0, 100)
-    axes.legend()
+    axes.legend(loc="lower right")
     return figure

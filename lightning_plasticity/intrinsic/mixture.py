@@ -96,7 +96,7 @@ class PoissonGammaMixture:
 
         Args:
             stimuli: `y [n, D]`, finite and non-negative.
-            labels: `[n]` known classes in `0 .. C - 1`, -1 for unknown: semi-supervised learning.
+            labels: `[n]` known classes in `0 .. C - 1`, -1 for unknown: they place the start, and stay fixed.
             sample_weight: `[n]` non-negative weights; a weight of 2 is the same as showing a stimulus twice.
 
         Raises:

@@ -113,7 +113,7 @@ class IntrinsicPlasticityMixture(LightningModule):
             )
         self.rule, self.input_scale, self.warmup_epochs = rule, input_scale, warmup_epochs
         self.learning = em.Learning.checked(intensity, learn_prior, smoothing, em.MAX_SHAPE)
-        self.lr, self.decay = lr, decay
+        self.lr, self.decay = lr, circuit.DECAY_PER_CLASS * num_classes if decay is None else decay
         start = PoissonGammaMixture(num_classes, num_features, seed).parameters
         self.weights = nn.Parameter(start.weights.to(getattr(torch, dtype)))
         self.mean, self.shape, self.prior = (nn.Parameter(part) for part in start[1:])

@@ -1,12 +1,17 @@
 """How well labels are told at other contrasts than those of learning, against a mixture that normalises."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lightning_plasticity.intrinsic import circuit, em
 from lightning_plasticity.intrinsic.mixture import PoissonGammaMixture
 from lightning_plasticity.intrinsic.naming import label_counts
+
+if TYPE_CHECKING:
+    from lightning_plasticity.intrinsic.module import IntrinsicPlasticityMixture
 
 CONTRASTS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Factors of every test intensity."""
@@ -20,23 +25,30 @@ def normalised(stimuli: Tensor, energy: float) -> Tensor:
 
 
 def normalising_mixture(
-    stimuli: Tensor, num_classes: int, passes: int, batch_size: int = 50, seed: int = 0
+    stimuli: Tensor, like: "IntrinsicPlasticityMixture", passes: int, batch_size: int, seed: int = 0
 ) -> PoissonGammaMixture:
-    """A normalised Poisson mixture (Keck, Savin and Luecke 2012), learned by the same rules.
+    """A normalised Poisson mixture (Keck, Savin and Luecke 2012), learned by the same online rules.
 
     Args:
         stimuli: `y [n, D]`, normalised already.
-        num_classes: `C`.
+        like: the model whose size, rate and warm-up it shares.
         passes: over the stimuli.
         batch_size: stimuli per mini-batch.
         seed: of the start and the order.
     """
-    mixture = PoissonGammaMixture(num_classes, stimuli.shape[1], seed, intensity="none")
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(passes):
-        order = torch.randperm(len(stimuli), generator=generator)
-        for rows in torch.split(order, batch_size):
-            mixture.partial_fit(stimuli[rows])
+    num_classes, num_features = like.weights.shape
+    state = circuit.Circuit.of(em.start(stimuli[:batch_size], num_classes, generator))
+    seen = 0
+    for number in range(passes):
+        warm = number >= like.warmup_epochs
+        for rows in torch.split(torch.randperm(len(stimuli), generator=generator), batch_size):
+            rate = circuit.learning_rate(seen, like.lr, like.decay)
+            drive = circuit.drive(stimuli[rows], state, rate, "none")
+            state = circuit.apply_drive(state, drive, rate, learn_prior=warm and like.learning.learn_prior)
+            seen += len(rows)
+    mixture = PoissonGammaMixture(num_classes, num_features, seed, intensity="none")
+    mixture.parameters = state.parameters()
     return mixture
 
 

@@ -2,6 +2,7 @@
 
 from lightning_plasticity.models.classifier import ImageClassifier
 from lightning_plasticity.models.convnets import (
+    LeNet300,
     SmallConvNet,
     create_model,
     resnet20,
@@ -12,6 +13,7 @@ from lightning_plasticity.models.convnets import (
 
 __all__ = [
     "ImageClassifier",
+    "LeNet300",
     "SmallConvNet",
     "create_model",
     "resnet20",

@@ -180,8 +180,35 @@ def vgg19(num_classes: int = 10, in_channels: int = 3) -> VGG:
     return VGG((2, 2, 4, 4, 4), num_classes, in_channels)
 
 
+class LeNet300(nn.Sequential):
+    """LeNet-300-100 (LeCun et al. 1998): two hidden layers, the net of many pruning papers.
+
+    Images of another size than 28 x 28 are averaged or repeated to it.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the images.
+
+    Example:
+        >>> LeNet300()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
+        super().__init__(
+            nn.AdaptiveAvgPool2d(28),
+            nn.Flatten(),
+            nn.Linear(28 * 28 * in_channels, 300),
+            nn.ReLU(),
+            nn.Linear(300, 100),
+            nn.ReLU(),
+            nn.Linear(100, num_classes),
+        )
+
+
 OWN_MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "small_convnet": SmallConvNet,
+    "lenet300": LeNet300,
     "resnet20": resnet20,
     "resnet50_cifar": resnet50_cifar,
     "vgg16": vgg16,
@@ -206,8 +233,8 @@ def create_model(
     """Make a network by name: one of ours, else one of timm's.
 
     Args:
-        name: ``small_convnet``, ``resnet20``, ``resnet50_cifar``, ``vgg16``, ``vgg19``, or a name of timm;
-            after ``timm/`` always one of timm, such as its own ``timm/vgg16``.
+        name: ``small_convnet``, ``lenet300``, ``resnet20``, ``resnet50_cifar``, ``vgg16``, ``vgg19``, or a
+            name of timm; after ``timm/`` always one of timm, such as its own ``timm/vgg16``.
         num_classes: number of logits.
         in_channels: channels of the images.
         pretrained: let timm fetch its weights.

@@ -1,5 +1,6 @@
 """Sparse training in pure torch: which connections exist, and how that changes."""
 
+from lightning_plasticity.sparsity.checkpoints import masks_in_checkpoint
 from lightning_plasticity.sparsity.config import SparsityConfig
 from lightning_plasticity.sparsity.distributions import erk_densities, uniform_densities
 from lightning_plasticity.sparsity.export import (
@@ -35,6 +36,7 @@ __all__ = [
     "filter_groups",
     "load_shrunk",
     "maskable_parameters",
+    "masks_in_checkpoint",
     "prune_mask",
     "regrow_mask",
     "rewire",

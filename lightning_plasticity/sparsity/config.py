@@ -80,6 +80,8 @@ class SparsityConfig:
             raise ValueError(
                 f"update_every={self.update_every!r} must be a positive number of optimizer steps"
             )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"seed={self.seed!r} must be an int")
         _check_choice("scope", self.scope, get_args(Scope))
         _check_choice("distribution", self.distribution, get_args(Distribution))
         _check_choice("initial", self.initial, ("random", "magnitude"))

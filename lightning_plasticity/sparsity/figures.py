@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
@@ -39,9 +40,8 @@ def density_over_run(
         right = left.twinx()
         right.spines["right"].set_visible(True)
         right.grid(visible=False)
-        for (name, curve), color in zip(
-            accuracies.items(), (style.VERMILLION, style.GREEN, style.PURPLE), strict=False
-        ):
+        palette = cycle((style.VERMILLION, style.GREEN, style.PURPLE, style.ORANGE))
+        for (name, curve), color in zip(accuracies.items(), palette, strict=False):
             x, y = zip(*curve, strict=True)
             lines += right.plot(x, [100 * v for v in y], color=color, marker="o", markersize=3, label=name)
         right.set_ylabel("accuracy (%)")
@@ -120,7 +120,7 @@ def methods_compared(runs: Sequence[Mapping[str, Any]], title: str = "") -> "Fig
     """
     methods = list(dict.fromkeys(run["method"] for run in runs))
     figure = style.new_figure(
-        cols=2, title=title, height=0.42 * len(methods) + 1.6, sharey=True, width_ratios=[3, 1]
+        cols=2, title=title, height=0.42 * len(methods) + 1.6, sharey=True, width_ratios=[2.6, 1]
     )
     left, right = figure.axes
     for row, method in enumerate(methods):
@@ -132,7 +132,7 @@ def methods_compared(runs: Sequence[Mapping[str, Any]], title: str = "") -> "Fig
     left.set_yticks(range(len(methods)), methods)
     left.invert_yaxis()
     left.set_xlabel("test accuracy (%), a dot per seed, bar = mean")
-    right.set_xlabel("training FLOPs (% of dense)")
+    right.set_xlabel("train FLOPs (% of dense)")
     return figure
 
 

@@ -143,9 +143,9 @@ class Filters(Granularity):
         Batch normalisation distorts the gradient of a filter that has been zero for a while: it is exactly
         zero where the norm's bias is not positive, and inflated by ``gamma / sqrt(eps)`` (about 300)
         elsewhere. So each filter is measured against the mean of its own kind, filters that were live when
-        the gradient was taken and filters that were dead, and filters without any gradient come last, in
-        random order, so that they can return at all. The authors never released structured code; this rule is
-        ours.
+        the gradient was taken and filters that were dead. Filters without any gradient come last, in random
+        order: they return where nothing else is left, so with ``allow_readd=False``, or where few filters
+        were dropped. The authors never released structured code; this rule is ours.
         """
         live, dead = (captured * kind / _mean_positive(captured[kind]) for kind in (before, ~before))
         lottery = torch.rand(captured.shape, generator=generator).to(captured) - 1.0
@@ -233,7 +233,7 @@ class Groups(Granularity):
 
     def _grouped(self, values: Tensor) -> Tensor:
         last = values.movedim(1, -1)
-        return last.reshape(*last.shape[:-1], -1, self.m)
+        return last.reshape(*last.shape[:-1], last.shape[-1] // self.m, self.m)
 
     def _ungrouped(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         return values.flatten(-2).movedim(-1, 1).reshape(tuple(shape)).contiguous()

@@ -88,6 +88,11 @@ class SparsityReport:
                 f"  FLOPs: forward {flops['dense']:.4g} dense, x{flops['forward']:.3f} now; "
                 f"training x{flops['training']:.3f} of dense"
             )
+        if late := [e for e in engines if e.plan.is_behind(e.plan.total_steps, e.counts)]:
+            lines.append(
+                f"  NOT as sparse as asked: the run ended at step {late[0].step} of "
+                f"{late[0].plan.total_steps}. Give total_steps=..., or an earlier prune_until"
+            )
         total = {
             key: sum(getattr(e, key) for e in engines)
             for key in ("updates", "pruned", "dropped", "grown", "skipped")

@@ -57,7 +57,7 @@ class Scorer:
         wanted = {self.config.drop_score} | ({self.config.grow_score} if regrows else set())
         return Captured(
             finite=_all_finite(gradients),
-            has_gradient=[p.grad is not None for p in self.parameters],
+            has_gradient=self._have_gradients(),
             scores={
                 score: [
                     self.pattern.reduce(score(local(p).detach(), gradient, self.generator))
@@ -66,6 +66,14 @@ class Scorer:
                 for score in wanted - {magnitude, random}
             },
         )
+
+    def _have_gradients(self) -> list[bool]:
+        have = [p.grad is not None for p in self.parameters]
+        for group in self.coupled:
+            together = all(have[index] for index in group)
+            for index in group:
+                have[index] = together
+        return have
 
     def drop_scores(self, captured: Captured) -> list[LazyScores]:
         """Scores of what goes, the lowest first."""

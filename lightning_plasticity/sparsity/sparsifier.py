@@ -194,12 +194,17 @@ class Sparsifier:
             optimizer.register_step_post_hook(self._after_hook),
         ]
 
-    def _before_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self.begin():
-            self.before_step()
-
     def _after_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.finish(optimizer)
+
+    def _before_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if kwargs.get("closure") is not None or any(callable(argument) for argument in args[1:]):
+            raise ValueError(
+                "step(closure) computes gradients after attach() has looked at them: call before_step() at "
+                "the end of the closure and after_step(optimizer) after the step instead"
+            )
+        if self.begin():
+            self.before_step()
 
     def begin(self) -> bool:
         """Open a step, as a pre hook; False if it is open already.
@@ -276,7 +281,8 @@ class Sparsifier:
                 shape = pattern.mask_shape(tuple(parameter.shape))
                 self._masks[index] = shard_like(units.reshape(shape).clone(), parameter)
         self.counts = self._count(self._masks)
-        self.history = [(self.step, list(self.counts))]
+        self.history = [entry for entry in self.history if entry[0] < self.step]
+        self.history.append((self.step, list(self.counts)))
         self.apply()
 
     @torch.no_grad()
@@ -434,7 +440,8 @@ class Sparsifier:
         self.generator.set_state(state["generator"])
         for key in _TOTALS:
             setattr(self, key, state["totals"][key])
-        self.history = [(step, list(counts)) for step, *counts in state["history"]]
+        order = [list(there).index(name) for name in here]  # history is by position, in the order stored
+        self.history = [(step, [counts[i] for i in order]) for step, *counts in state["history"]]
         self.counts = self._count(self._masks)
         self._captured = None
         self.apply()

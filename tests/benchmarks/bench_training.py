@@ -1,8 +1,8 @@
-"""Overhead of GraNet over plain training, per step: python tests/benchmarks/bench_training.py [--steps 100 --rounds 5]
+"""Overhead of GraNet over plain training, per step: python tests/benchmarks/bench_training.py [--rounds 5]
 
-ResNet-20 on 32 x 32 images, batch 128, an update every 100 steps, plain and sparse blocks of steps in turn under a
-real Trainer. Printed are the ratio of each pair, and the time spent in our hooks as a share of the sparse step, which
-is steadier on a busy machine, and the bytes that masks keep.
+ResNet-20 on 32 x 32 images, batch 128, an update every 100 steps, plain and sparse blocks of steps in turn under
+a real Trainer. Printed are the ratio of each pair, the time spent in our hooks as a share of the sparse step,
+which is steadier on a busy machine, and the bytes that masks keep.
 """
 
 import argparse
@@ -57,11 +57,16 @@ def block(steps: int, data: DataLoader, model: str, callbacks: list[Callback]) -
     torch.manual_seed(0)
     clock = Clock()
     trainer = Trainer(
-        max_steps=steps, accelerator="cpu", callbacks=[*callbacks, clock], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        max_steps=steps, accelerator="cpu", callbacks=[*callbacks, clock], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(ImageClassifier(model, 10, 3), data)
     return clock
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.4f} ({min(values):.4f} to {max(values):.4f})"
 
 
 def main() -> None:
@@ -84,9 +89,10 @@ def main() -> None:
         ratios.append((sparse.seconds / sparse.steps) / (plain.seconds / plain.steps))
         shares.append(sum(spent.values()) / (sparse.seconds * arguments.steps / sparse.steps))
         block_of = {name: 1e3 * seconds / arguments.steps for name, seconds in spent.items()}
-        print(f"plain {1e3 * plain.seconds / plain.steps:.1f} ms, GraNet {1e3 * sparse.seconds / sparse.steps:.1f} ms a step")
-    print(f"GraNet / plain, median of {arguments.rounds} pairs: {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f})")
-    print(f"time in our hooks: {100 * statistics.median(shares):.2f} % of a step ({100 * min(shares):.2f} to {100 * max(shares):.2f})")
+        step = {"plain": 1e3 * plain.seconds / plain.steps, "GraNet": 1e3 * sparse.seconds / sparse.steps}
+        print(", ".join(f"{name} {milliseconds:.1f} ms a step" for name, milliseconds in step.items()))
+    print(f"GraNet / plain over {arguments.rounds} pairs: {spread(ratios)}")
+    print(f"time in our hooks as a share of a step: {spread(shares)}")
     print("  " + ", ".join(f"{name} {milliseconds:.3f} ms" for name, milliseconds in block_of.items()))
     masks = sum(mask.untyped_storage().nbytes() for mask in granet.masks.values())
     weights = sum(mask.numel() for mask in granet.masks.values())

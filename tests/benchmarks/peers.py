@@ -1,12 +1,12 @@
-"""The peers of ``bench_peers.py``, each attached to a net as its own documentation says, and ours beside them.
+"""The peers of ``bench_peers.py``, each attached to a net as its own documentation says, and ours.
 
-A way of training that lives in a Lightning Trainer is a list of callbacks. One that replaces ``optimizer.step``
-cannot live there (``bench_peers.py checks`` shows why), so it is called in a plain torch loop after each backward
-pass. Nothing here needs a peer to be installed before it is asked for.
+A way of training that lives in a Lightning Trainer is a list of callbacks. One that replaces
+``optimizer.step`` cannot live there (``bench_peers.py checks`` shows why), so it is called in a plain torch
+loop after each backward pass. Nothing here needs a peer to be installed before it is asked for.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lightning_plasticity.callbacks import GraNet, RigL, SparseTraining
-from lightning_plasticity.sparsity import Cubic, Sparsifier, erk_densities
+from lightning_plasticity.sparsity import Cubic, Sparsifier
 
 INSTALL = "pip install --no-deps --target PEERS {}, then run with PYTHONPATH=PEERS"  # they pin an old numpy
 PACKAGES = {"sparsimony RigL": ("sparsimony", "sparsimony"), "rigl-torch RigL": ("rigl_torch", "rigl-torch")}
@@ -41,10 +41,11 @@ class Plan:
     sparsity: float = 0.9
     initial: float = 0.0
 
-    def amount(self, step: int, now: float) -> float:
-        """The share of what is left at sparsity ``now`` that torch's pruning has to take at a step."""
-        target = Cubic(self.initial, self.sparsity, 0.0, 0.5)(step, self.total_steps)
-        return max(0.0, 1.0 - (1.0 - target) / (1.0 - now))
+    def amount(self, step: int, before: int) -> float:
+        """What torch's pruning has to be asked for, a share of what is left, to follow GraNet's curve."""
+        curve = Cubic(self.initial, self.sparsity, 0.0, 0.5)
+        now, then = curve(before, self.total_steps), curve(step, self.total_steps)
+        return (then - now) / (1.0 - now)
 
 
 @dataclass
@@ -66,7 +67,9 @@ class Way:
 
 def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
     """Names and modules of the convolutions and linear layers, whose weights everybody prunes here."""
-    return [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return [
+        (name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
 
 
 def sizes(net: nn.Module) -> list[int]:
@@ -79,7 +82,8 @@ def sparsity_of(net: nn.Module) -> float:
     """Share of those weights that are zero as the net uses them, whatever the parametrization."""
     for _, module in layers(net):
         for hook in module._forward_pre_hooks.values():
-            hook(module, None)  # torch.nn.utils.prune computes the weight there
+            if isinstance(hook, prune.BasePruningMethod):
+                hook(module, None)  # the weight is computed there, so it is a step old
     return sum(int((module.weight == 0).sum()) for _, module in layers(net)) / sum(sizes(net))
 
 
@@ -104,15 +108,15 @@ class TorchPrune(Callback):
     def __init__(self, net: nn.Module, plan: Plan) -> None:
         self.net, self.plan = net, plan
 
-    def update(self, step: int) -> None:
-        prune_globally(self.net, self.plan.amount(step, sparsity_of(self.net)))
+    def update(self, amount: float) -> None:
+        prune_globally(self.net, amount)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step, plan = trainer.global_step, self.plan
-        if step % plan.update_every == 0 and step <= plan.total_steps // 2 + plan.update_every:
-            self.update(step)
+        step, every = trainer.global_step, self.plan.update_every
+        if step % every == 0 and (amount := self.plan.amount(step, step - every)) > 0:
+            self.update(amount)
 
 
 def plain_trainer(net: nn.Module, plan: Plan) -> Way:
@@ -120,12 +124,12 @@ def plain_trainer(net: nn.Module, plan: Plan) -> Way:
 
 
 def model_pruning(net: nn.Module, plan: Plan) -> Way:
-    """Lightning's ModelPruning: global unstructured L1 on the same weights, lottery ticket off, a schedule."""
+    """Lightning's ModelPruning: global unstructured L1 on the same weights, no lottery ticket, a schedule."""
     if plan.initial:
         prune_globally(net, plan.initial)
 
     def amount(epoch: int) -> float:
-        return plan.amount((epoch + 1) * plan.epoch_steps, sparsity_of(net))
+        return plan.amount((epoch + 1) * plan.epoch_steps, epoch * plan.epoch_steps)
 
     weights = [(module, "weight") for _, module in layers(net)]
     callback = ModelPruning("l1_unstructured", weights, amount=amount, use_lottery_ticket_hypothesis=False)
@@ -185,10 +189,17 @@ def sparsimony_rigl(net: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan
     return Way(step=step, watched=[(peer, "step")])
 
 
-def rigl_torch(net: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan) -> Way:
-    """rigl-torch: uniform, always with a dense first layer; the others make up for it."""
+def rigl_torch(net: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, contiguous: bool = True) -> Way:
+    """rigl-torch: uniform, always with a dense first layer; the others make up for it.
+
+    It views gradients as vectors and fails where a convolution gives them in another memory format (on 8 x 8
+    images some do), so they are made ``contiguous`` before it sees them.
+    """
     from rigl_torch import RigL as module
 
+    if contiguous:
+        for _, layer in layers(net):
+            layer.weight.register_hook(torch.Tensor.contiguous)
     first, total = sizes(net)[0], sum(sizes(net))
     peer = module.RigLScheduler(
         net,

@@ -17,7 +17,12 @@ class ForeignModule(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+        layers = [nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)]
+        self.net = nn.Sequential(*layers)
+        self.example_input_array = torch.zeros(2, 4, 8, 8)  # for the preset of coupled filters
+
+    def forward(self, images):
+        return self.net(images)
 
     def training_step(self, batch, batch_idx):
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -41,11 +46,19 @@ class ForeignData(LightningDataModule):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_runs_in_a_foreign_project(preset, repository, tmp_path):
-    (tmp_path / "theirs.yaml").write_text("trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.ModelSummary}]}")
+    own = "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.ModelSummary}]}"
+    (tmp_path / "theirs.yaml").write_text(own)
     options = {
         "max_epochs": 1, "accelerator": "cpu", "logger": "false", "enable_checkpointing": "false",
         "enable_progress_bar": "false", "num_sanity_val_steps": 0,
     }  # fmt: skip
+    text = (repository / "callbacks" / preset).read_text()
+    quick = {
+        "update_every": 2,
+        "every_n_epochs": 1,
+        "continue_epochs": 1,
+    }  # lest nothing happen in so few steps
+    quick = {name: value for name, value in quick.items() if f"{name}:" in text}
     cli = LightningCLI(
         ForeignModule,
         ForeignData,
@@ -54,6 +67,7 @@ def test_preset_runs_in_a_foreign_project(preset, repository, tmp_path):
         args=[
             "fit", f"--config={tmp_path / 'theirs.yaml'}", f"--config={repository / 'callbacks' / preset}",
             *(f"--trainer.{name}={value}" for name, value in options.items()),
+            *(f"--trainer.callbacks.{name}={value}" for name, value in quick.items()),
         ],
     )  # fmt: skip
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
@@ -61,6 +75,10 @@ def test_preset_runs_in_a_foreign_project(preset, repository, tmp_path):
     ours = [c for c in cli.trainer.callbacks if type(c).__module__.startswith("lightning_plasticity")]
     assert ours
     for callback in ours:
+        if "update_every" in quick:
+            assert sum(engine.updates for _, engine in callback._engines) >= 2
+        if "continue_epochs" in quick:
+            assert [record["rate"] for record in callback.records] == callback.rates
         for name, mask in getattr(callback, "masks", {}).items():
             weight = dict(cli.model.named_parameters())[name]
             assert not weight[~mask].any()

@@ -1,10 +1,12 @@
 """DDP on two CPU processes: deterministic selection from equal gradients needs no collective of its own."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from tests.distributed.launch import assert_equal_masks, assert_masked, assert_same_run, results, run_two
-from tests.distributed.worker import METHODS, STEPS, Uneven, train
+from tests.distributed.run import METHODS, STEPS, Uneven, train
 
 pytestmark = pytest.mark.slow
 
@@ -39,10 +41,7 @@ def test_masks_do_change():
     for method in ("granet", "rigl", "set", "granet_2_4", "granet_filters"):
         masks = train(METHODS[method](), Uneven())["masks"]
         assert len(masks) >= 5
-        different = [
-            any(not torch.equal(a[name], b[name]) for name in a)
-            for a, b in zip(masks, masks[1:], strict=False)
-        ]
+        different = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in pairwise(masks)]
         assert any(different), method
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.distributed.launch import assert_masked, assert_same_run, results, run_two
-from tests.distributed.worker import METHODS, STEPS, Uneven, train
+from tests.distributed.run import METHODS, STEPS, Uneven, train
 from tests.trainer.modules import adamw
 
 pytestmark = pytest.mark.slow
@@ -74,6 +74,11 @@ def test_state_is_plain_and_packed(folder):
 
 def test_check_ranks_does_not_compare_shards(folder):
     assert [run["step"] for run in results(folder, "check_ranks")] == [STEPS, STEPS]
+
+
+def test_another_dimension_is_refused(folder):
+    for run in results(folder, "other_dimension"):
+        assert "only FSDP2's data-parallel sharding along dimension 0 is supported" in run["message"]
 
 
 def test_a_model_sharded_in_part_is_refused(folder):

@@ -7,8 +7,7 @@ scenarios run in one process with the whole batch as the reference.
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,199 +16,13 @@ import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, TensorDataset
+from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 
-from lightning_plasticity.callbacks import SET, GraNet, RigL, SparseTraining, StaticSparsity
-from lightning_plasticity.sparsity.granularity import Granularity
-from lightning_plasticity.sparsity.masks import unpack_mask
-from tests.trainer.modules import adamw, digits, make_trainer, sgd
+from lightning_plasticity.callbacks import RigL, SparseTraining
+from tests.distributed.run import METHODS, SaveAt, Uneven, train
+from tests.trainer.modules import adamw
 
-STEPS, BATCH = 18, 16
-
-METHODS: dict[str, Callable[[], SparseTraining]] = {
-    "granet": lambda: GraNet(0.8, update_every=3, prune_until=8),
-    "rigl": lambda: RigL(0.6, update_every=3),
-    "set": lambda: SET(0.6, update_every=3),
-    "granet_2_4": lambda: GraNet(
-        0.5, update_every=3, prune_until=8, granularity="2:4", include=["conv2", "conv3"]
-    ),
-    "granet_filters": lambda: GraNet(0.5, update_every=3, prune_until=8, granularity="filter"),
-    "magnitude": lambda: StaticSparsity(0.7, initial="magnitude"),
-}
-
-
-class Uneven(L.LightningModule):
-    """Layers that two processes cannot halve: 7 filters, and a single output, of which one gets nothing.
-
-    Args:
-        seed: Seed of the weights.
-        optimizer: Makes the optimizer.
-        sharded: Whether FSDP2 cuts the parameters.
-        nan_at: Optimizer step and rank at which a gradient is not finite.
-    """
-
-    def __init__(
-        self,
-        seed: int = 0,
-        optimizer: Any = sgd,
-        sharded: bool = False,
-        nan_at: tuple[int, int] | None = None,
-    ) -> None:
-        super().__init__()
-        self.make_optimizer, self.sharded, self.nan_at = optimizer, sharded, nan_at
-        torch.manual_seed(seed)
-        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
-        self.conv3, self.head, self.gate = nn.Conv2d(8, 7, 3, padding=1), nn.Linear(7, 10), nn.Linear(7, 1)
-        self.double()
-
-    def configure_model(self) -> None:
-        if self.sharded and not isinstance(self.conv1.weight, DTensor):
-            from torch.distributed.fsdp import fully_shard
-
-            mesh = self.device_mesh["data_parallel"]
-            for layer in (self.conv1, self.conv2, self.conv3, self.head, self.gate):
-                fully_shard(layer, mesh=mesh)
-            fully_shard(self, mesh=mesh)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.conv2(F.max_pool2d(F.relu(self.conv1(images)), 2)))
-        x = F.relu(self.conv3(x)).mean((2, 3))
-        return self.head(x) * torch.sigmoid(self.gate(x))
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self(batch[0].to(self.dtype)), batch[1])
-        if self.nan_at == (self.trainer.global_step + 1, self.global_rank):
-            loss = loss * float("nan")
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        return self.make_optimizer(self.parameters())
-
-
-class Traffic(TorchDispatchMode):
-    """Records what every collective carries: (operation, dtype, entries of the largest tensor)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, str, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace in ("c10d", "_c10d_functional", "c10d_functional") and "wait" not in func.name():
-            tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            largest = max(tensors, key=Tensor.numel)
-            self.calls.append((func.name(), str(largest.dtype), largest.numel()))
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def full_tensors(seen: list[int]) -> Iterator[None]:
-    """Record the size of every tensor that is put together from its shards."""
-    original = DTensor.full_tensor
-
-    def record(self: DTensor, *args: Any, **options: Any) -> Tensor:
-        seen.append(self.numel())
-        return original(self, *args, **options)
-
-    DTensor.full_tensor = record
-    try:
-        yield
-    finally:
-        DTensor.full_tensor = original
-
-
-class Watch(L.Callback):
-    """Put after a sparse callback: records masks, what its steps send, and what it assembles from shards."""
-
-    def __init__(self, sparse: SparseTraining) -> None:
-        self.sparse, self.traffic, self.full = sparse, Traffic(), []
-        self.masks: list[dict[str, Tensor]] = []
-        self.recorded = 0
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._record()
-        for _, engine in self.sparse._engines:
-            engine.before_step = self._listened(engine.before_step)
-            engine.finish = self._listened(engine.finish)
-
-    def _listened(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            with self.traffic, full_tensors(self.full):
-                return method(*args)
-
-        return call
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        latest = self.sparse._engines[0][1].history[-1][0]
-        if latest > self.recorded:
-            self.recorded = latest
-            self._record()
-
-    def _record(self) -> None:
-        """Whole masks, read from the state, which is the same on every process."""
-        pattern, whole = Granularity.parse(self.sparse.config.pattern), {}
-        for _, engine in self.sparse._engines:
-            state = engine.state_dict()
-            for name, packed in state["masks"].items():
-                shape = engine.plan.shapes[name]
-                whole[name] = unpack_mask(packed, pattern.mask_shape(shape)).expand(shape).clone()
-        self.masks.append(whole)
-
-
-class SaveAt(L.Callback):
-    """Saves a checkpoint after one optimizer step."""
-
-    def __init__(self, step: int, path: Path) -> None:
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-
-
-def train(
-    sparse: SparseTraining,
-    module: Uneven,
-    strategy: Any = "auto",
-    ranks: int = 1,
-    extra: Any = (),
-    ckpt_path: Any = None,
-    steps: int = STEPS,
-    alike: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
-    """One run with a global batch of 16, in double precision: only rounding tells processes apart."""
-    watch = Watch(sparse)
-    trainer = make_trainer(
-        [sparse, watch, *extra],
-        strategy=strategy,
-        devices=ranks,
-        use_distributed_sampler=False,  # it shuffles
-        max_steps=steps,
-        max_epochs=-1,
-        **options,
-    )
-    rank = int(os.environ["RANK"]) if ranks > 1 else 0
-    images, labels = digits(64).tensors
-    if alike:  # a run that resumes inside an epoch starts its data anew
-        images, labels = images[:BATCH].repeat(4, 1, 1, 1), labels[:BATCH].repeat(4)
-    mine = TensorDataset(images[rank::ranks], labels[rank::ranks])
-    trainer.fit(module, DataLoader(mine, BATCH // ranks), ckpt_path=ckpt_path)
-    weights = {name: p.detach() for name, p in module.named_parameters()}
-    engine = sparse._engines[0][1]
-    return {
-        "masks": watch.masks,
-        "traffic": watch.traffic.calls,
-        "full": watch.full,
-        "weights": {n: (w.full_tensor() if isinstance(w, DTensor) else w).clone() for n, w in weights.items()},
-        "updates": engine.updates,
-        "skipped": engine.skipped,
-        "step": engine.step,
-    }
-
+CheckedRigL = partial(RigL, 0.6, update_every=3, check_ranks=True)
 
 # --------------------------------------------------------------------------------------------------- DDP
 
@@ -220,7 +33,7 @@ def ddp_method(name: str, rank: int, folder: Path) -> dict[str, Any]:
 
 
 def ddp_accumulation(rank: int, folder: Path) -> dict[str, Any]:
-    """Two batches of 8 a step on each process would be 32 together; here 4 make the 16 of the others."""
+    """Two batches of 8 on each of two processes make a step of 32."""
     sparse, module = METHODS["granet"](), Uneven()
     return train(sparse, module, DDPStrategy(), 2, accumulate_grad_batches=2)
 
@@ -262,17 +75,15 @@ class Tamper(L.Callback):
 
 def ddp_check_ranks(rank: int, folder: Path) -> dict[str, Any]:
     """With the check: an honest run, and one whose masks are tampered with."""
-    honest = StaticOrRigL(check_ranks=True)
+    honest = CheckedRigL()
     train(honest, Uneven(), DDPStrategy(), 2)
-    tampered, message = StaticOrRigL(check_ranks=True), ""
+    tampered, message = CheckedRigL(), ""
     try:
         train(tampered, Uneven(), DDPStrategy(), 2, [Tamper(tampered)])
     except RuntimeError as error:
         message = str(error)
     return {"honest": honest._engines[0][1].step, "message": message, "step": tampered._engines[0][1].step}
 
-
-StaticOrRigL = partial(RigL, 0.6, update_every=3)
 
 # ------------------------------------------------------------------------------------------------- FSDP2
 
@@ -299,7 +110,22 @@ def fsdp2_resume(rank: int, folder: Path) -> dict[str, Any]:
 
 def fsdp2_check_ranks(rank: int, folder: Path) -> dict[str, Any]:
     """The check does not take shards, which differ, for masks that differ."""
-    return train(StaticOrRigL(check_ranks=True), Uneven(sharded=True), fsdp2(), 2)
+    return train(CheckedRigL(), Uneven(sharded=True), fsdp2(), 2)
+
+
+def fsdp2_other_dimension(rank: int, folder: Path) -> dict[str, Any]:
+    """Tensor parallelism that cuts inputs is refused."""
+
+    class Rowwise(Uneven):
+        def configure_model(self) -> None:
+            parallelize_module(self.head, self.device_mesh["tensor_parallel"], RowwiseParallel())
+
+    strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)
+    try:
+        train(RigL(0.6, include=["head"]), Rowwise(), strategy, 2)
+    except MisconfigurationException as error:
+        return {"message": str(error)}
+    return {"message": ""}
 
 
 def fsdp2_partly(rank: int, folder: Path) -> dict[str, Any]:
@@ -327,7 +153,8 @@ SCENARIOS: dict[str, dict[str, Callable[[int, Path], dict[str, Any]]]] = {
         "check_ranks": ddp_check_ranks,
     },
     "fsdp2": {name: partial(fsdp2_method, name) for name in METHODS}
-    | {"resume": fsdp2_resume, "check_ranks": fsdp2_check_ranks, "partly": fsdp2_partly},
+    | {"resume": fsdp2_resume, "check_ranks": fsdp2_check_ranks, "partly": fsdp2_partly}
+    | {"other_dimension": fsdp2_other_dimension},
 }
 
 

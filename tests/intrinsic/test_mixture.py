@@ -1,19 +1,22 @@
 import itertools
-import tracemalloc
 
 import numpy as np
 import pytest
 import torch
-from .conftest import same_direction
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_plasticity.intrinsic import PoissonGammaMixture, chunks
 from lightning_plasticity.intrinsic.robustness import normalised
+
+from .conftest import same_direction
 
 
 def matched(found, truth):
     """Order of the found classes that fits the true ones best."""
     orders = itertools.permutations(range(truth.num_classes))
-    return list(min(orders, key=lambda order: float((found.weights[list(order)] - truth.weights).abs().sum())))
+    return list(
+        min(orders, key=lambda order: float((found.weights[list(order)] - truth.weights).abs().sum()))
+    )
 
 
 def accuracy(classes, truth):
@@ -24,7 +27,7 @@ def accuracy(classes, truth):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_example_is_recovered_and_the_likelihood_never_falls(example, stimuli, seed):
-    mixture = PoissonGammaMixture(4, 16, seed, restarts=2).fit(stimuli)
+    mixture = PoissonGammaMixture(4, 16, seed).fit(stimuli)
     order = matched(mixture, example)
     torch.testing.assert_close(mixture.prior[order], example.prior, atol=0.02, rtol=0)
     torch.testing.assert_close(mixture.mean[order], example.mean, rtol=0.04, atol=0)
@@ -58,11 +61,15 @@ def test_intensity_tells_apart_what_direction_cannot(seed):
     by_intensity = PoissonGammaMixture(2, 16, seed).fit(stimuli)
     assert accuracy(by_intensity.predict(stimuli), classes) >= 0.97
     flat = normalised(stimuli, 100.0)
-    by_direction = PoissonGammaMixture(2, 16, seed, intensity="none").fit(flat)
-    assert accuracy(by_direction.predict(flat), classes) < 0.56
+    told = PoissonGammaMixture(2, 16, seed, intensity="none", restarts=1).fit(flat[:3000], classes[:3000])
+    assert 0.44 < float((told.predict(flat[3000:]) == classes[3000:]).double().mean()) < 0.56
+    untold = PoissonGammaMixture(2, 16, seed, intensity="none").fit(flat)
+    assert accuracy(untold.predict(flat), classes) < 0.65
 
 
-@pytest.mark.parametrize(("shapes", "nb", "poisson"), [((10, 10), 0.98, 0.97), ((2, 2), 0.81, 0.81), ((2, 50), 0.98, 0.96)])
+@pytest.mark.parametrize(
+    ("shapes", "nb", "poisson"), [((10, 10), 0.98, 0.97), ((2, 2), 0.81, 0.81), ((2, 50), 0.98, 0.96)]
+)
 def test_spread_helps_where_it_differs(shapes, nb, poisson):
     truth, _, _ = same_direction()
     truth.shape = torch.tensor(shapes, dtype=torch.float64)
@@ -102,15 +109,11 @@ def test_few_labels_fix_the_order_of_classes(example, stimuli):
 
 def test_a_weight_of_two_is_showing_twice(stimuli):
     weight = np.where(np.arange(300) < 100, 2, 1)
-    twice = PoissonGammaMixture(2, 16, restarts=1, max_iter=5)
-    weighted = PoissonGammaMixture(2, 16, restarts=1, max_iter=5)
-    start = PoissonGammaMixture(2, 16, restarts=1, max_iter=1).fit(stimuli).parameters
-    for mixture in (twice, weighted):
-        mixture._start = start
-    first = weighted._chunks(stimuli[:300], None, weight).e_step(start, "nb")
-    second = twice._chunks(torch.cat([stimuli[:300], stimuli[:100]])).e_step(start, "nb")
-    for one, two in zip(first, second, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
+    settings = {"restarts": 2, "max_iter": 100, "tol": 0.0}
+    weighted = PoissonGammaMixture(2, 16, **settings).fit(stimuli[:300], sample_weight=weight)
+    twice = PoissonGammaMixture(2, 16, **settings).fit(torch.cat([stimuli[:300], stimuli[:100]]))
+    assert weighted.history[-1] == pytest.approx(twice.history[-1], rel=1e-6)
+    torch.testing.assert_close(weighted.mean.sort().values, twice.mean.sort().values, rtol=1e-3, atol=0)
 
 
 def test_bic_finds_the_number_of_classes(stimuli):
@@ -212,21 +215,26 @@ def test_wrong_settings_are_refused(setting):
         PoissonGammaMixture(0, 2)
 
 
+class LargestStorage(TorchDispatchMode):
+    """Notes the largest storage that an operation makes, in bytes."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known, self.bytes = known.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(part, torch.Tensor) and part.untyped_storage().data_ptr() != self.known:
+                self.bytes = max(self.bytes, part.untyped_storage().nbytes())
+        return result
+
+
 def test_no_temporary_is_as_large_as_the_data(monkeypatch):
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor) and not out._is_view():
-                largest = max(largest, out.untyped_storage().nbytes() if out.untyped_storage() is not None else 0)
-            return out
-
     monkeypatch.setattr(chunks, "CHUNK", 256)
     stimuli = torch.poisson(torch.full((8192, 64), 3.0)).to(torch.uint8)
-    data = PoissonGammaMixture(8, 64)._chunks(stimuli)
-    params = data.start(8, torch.Generator().manual_seed(0))
-    with Watch():
+    data = chunks.Chunks.of(stimuli, 64, 8)
+    params = PoissonGammaMixture(8, 64).parameters
+    with LargestStorage(stimuli) as largest:
         data.e_step(params, "nb")
-    assert largest <= 256 * 64 * 8 < stimuli.numel() * 4
+    assert 0 < largest.bytes <= 256 * 64 * 4

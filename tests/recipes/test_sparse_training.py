@@ -71,15 +71,25 @@ def test_pruning_plasticity_fit_and_grid(recipe, tmp_path):
     figures = {path.name for path in (run / "figures").iterdir()}
     assert {"pruning_plasticity.png", "pruning_plasticity_regrown.png"} <= figures
 
-    grid = ["--epochs=2", "--every_n_epochs=1", "--continue_epochs=1", "--rates=[0.5,0.9]", "--dataset=digits"]
+    grid = [
+        "--epochs=2",
+        "--every_n_epochs=1",
+        "--continue_epochs=1",
+        "--rates=[0.5,0.9]",
+        "--dataset=digits",
+    ]
     recipe("pruning_plasticity", "grid", "--pretrained=[0.0,0.5]", *grid)
     with (tmp_path / "runs" / "pruning_plasticity" / "grid" / "records.csv").open() as file:
         records = list(csv.DictReader(file))
-    assert len(records) == 2 * 2 * 2 * 2  # pre-trained sparsities, epochs, rates, without and with regeneration
+    assert (
+        len(records) == 2 * 2 * 2 * 2
+    )  # pre-trained sparsities, epochs, rates, without and with regeneration
     assert {record["sparsity"] for record in records} == {"0.0", "0.5"}
 
 
-@pytest.mark.parametrize("config", ["granet_cifar10_vgg19", "granet_cifar100_resnet50", "granet_imagenet_resnet50"])
+@pytest.mark.parametrize(
+    "config", ["granet_cifar10_vgg19", "granet_cifar100_resnet50", "granet_imagenet_resnet50"]
+)
 def test_published_settings_parse(recipe, repository, config, capsys):
     """Their data are not here: the configuration is read whole, and printed."""
     path = repository / "recipes" / "paper" / f"{config}.yaml"
@@ -89,3 +99,29 @@ def test_published_settings_parse(recipe, repository, config, capsys):
     text = capsys.readouterr().out
     assert "GraNet" in text
     assert "regrow_ratio: 0.5" in text
+
+
+def test_filters_are_trained_away_and_exported(recipe, repository, tmp_path, capsys):
+    config = repository / "recipes" / "sparse_training_filters.yaml"
+    recipe(
+        "sparse_training",
+        "fit",
+        f"--config={config}",
+        "--trainer.max_epochs=1",
+        "--data.dataset=digits",
+        *QUICK,
+    )
+    (checkpoint,) = (tmp_path / "runs").rglob("last.ckpt")
+    capsys.readouterr()
+    recipe("sparse_training", "export", f"--ckpt_path={checkpoint}", "--dataset=digits", "--batch_size=4")
+    text = capsys.readouterr().out
+    assert "FLOPs" in text
+    assert "latency" in text
+    assert "No filter is dead" not in text
+    folder = tmp_path / "runs" / "sparse_training" / "export"
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.safetensors"}
+
+
+def test_export_says_what_is_missing(recipe, tmp_path):
+    with pytest.raises(SystemExit, match="no file"):
+        recipe("sparse_training", "export", "--ckpt_path=nowhere.ckpt")

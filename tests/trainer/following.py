@@ -1,6 +1,7 @@
 """Runs to follow by the NumPy restatement, step by step and bit for bit."""
 
 import numpy as np
+import torch
 
 from lightning_plasticity.callbacks.presets import GraNet
 from tests.sparsity.reference import Family, cosine, cubic

@@ -39,10 +39,9 @@ def shrink(
 
     torch-pruning's dependency graph (Fang et al. 2023) does the surgery. A removed channel is constant but
     seldom zero (a zero filter gives ``relu(beta - gamma mean / std)`` after BatchNorm), so its constant moves
-    into the layers that read
-    it: into the bias where that is exact, and where zero padding makes it differ along the border, into a
-    small :class:`~lightning_plasticity.sparsity.export.folding.BorderedConv2d` that adds the exact map for any image
-    size. A channel is removed only if every layer that reads it sees a proven constant, or reads it with zero
+    into the layers that read it: into the bias where that is exact, and where zero padding makes it differ
+    along the border, into a small ``folding.BorderedConv2d`` that adds the exact map for any image size. A
+    channel is removed only if every layer that reads it sees a proven constant, or reads it with zero
     weights. In a residual net it has to be dead in every branch that is added (see :func:`filter_groups`).
     Kept whole: channels that reach the model's output, grouped convolutions that are not depthwise, layers
     that run more than once, layers of unknown classes, channels under LayerNorm or GroupNorm, at least one

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_plasticity.models.convnets import resnet20, vgg19
-from lightning_plasticity.sparsity.export import baking
-from lightning_plasticity.sparsity.export import export_model
+from lightning_plasticity.sparsity.export import baking, export_model
 from lightning_plasticity.sparsity.export.baking import bake
 from lightning_plasticity.sparsity.export.constants import constant_inputs
 from lightning_plasticity.sparsity.export.cost import compare, count_zero_filters, measure_latency
