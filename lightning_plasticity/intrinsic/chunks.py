@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lightning_plasticity.intrinsic import em
+from lightning_plasticity.intrinsic import em, starts
 from lightning_plasticity.intrinsic.distribution import Intensity, Parameters, log_base
 from lightning_plasticity.intrinsic.stimuli import (
     as_labels,
@@ -63,8 +63,8 @@ class Chunks:
         rows = torch.randperm(len(self.stimuli), generator=generator).to(self.stimuli.device)
         if self.weight is not None:
             rows = rows[self.weight[rows] > 0]
-        params = em.start(self.stimuli[rows[:START_ROWS]], num_classes, generator)
-        return params if self.labels is None else em.place(params, self.stimuli, self.labels)
+        params = starts.start(self.stimuli[rows[:START_ROWS]], num_classes, generator)
+        return params if self.labels is None else starts.place(params, self.stimuli, self.labels)
 
     def e_step(self, params: Parameters, intensity: Intensity) -> em.Sums:
         """One E pass over everything."""
@@ -76,7 +76,7 @@ class Chunks:
 
     def worst_explained(self, params: Parameters, intensity: Intensity) -> tuple[Tensor, Tensor]:
         """Log-likelihood of the worst-explained stimulus, and that stimulus."""
-        found = (em.worst_explained(y, params, intensity, weight) for y, _, weight in self.parts())
+        found = (starts.worst_explained(y, params, intensity, weight) for y, _, weight in self.parts())
         return min(found, key=lambda pair: float(pair[0]))
 
     def mean_base(self) -> float:

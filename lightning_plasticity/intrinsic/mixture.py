@@ -80,7 +80,7 @@ class PoissonGammaMixture:
         self.history: list[float] = []
         self.converged, self.seen = False, 0
         self.second_moment: Tensor | None = None
-        self.parameters = em.start(torch.ones(2, num_features), num_classes, self._generator())
+        self.parameters = starts.start(torch.ones(2, num_features), num_classes, self._generator())
 
     @property
     def parameters(self) -> Parameters:
@@ -123,9 +123,9 @@ class PoissonGammaMixture:
             history.append(float(sums.log_likelihood / sums.weight))
             if len(history) > 1 and history[-1] - history[-2] < self.tol * abs(history[-1]):
                 return params, history, True
-            params, dead = em.m_step(sums, params, self.learning), em.dead_classes(sums.number)
+            params, dead = em.m_step(sums, params, self.learning), starts.dead_classes(sums.number)
             if worst is not None:
-                params = em.revive(params, dead, worst, sums.weight, self.learning)
+                params = starts.revive(params, dead, worst, sums.weight, self.learning)
         return params, history, False
 
     def partial_fit(self, stimuli: Any, labels: Any = None, rate: float | None = None) -> Self:

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_plasticity.intrinsic import circuit, distribution, em, naming
+from lightning_plasticity.intrinsic import circuit, distribution, em, naming, starts
 from lightning_plasticity.intrinsic.distribution import Intensity, Parameters
 from lightning_plasticity.intrinsic.mixture import PoissonGammaMixture
 from lightning_plasticity.intrinsic.optimizers import CircuitPlasticity, ExpectationMaximization
@@ -229,7 +229,7 @@ class IntrinsicPlasticityMixture(LightningModule):
         if self.trainer.world_size > 1:
             y = self._gather(y).transpose(0, 1).flatten(0, 1)
         generator = torch.Generator().manual_seed(self.hparams["seed"])
-        self._take(em.start(y, len(self.mean), generator))
+        self._take(starts.start(y, len(self.mean), generator))
         self.started.fill_(True)
         self.trace.record(0.0, self.learned)
 
@@ -261,10 +261,10 @@ class IntrinsicPlasticityMixture(LightningModule):
         """Names the classes, revives one that has died, and logs."""
         tally = over_processes(self._pass.tally, self._sum)
         self.label_counts.copy_(tally.labels)
-        dead = em.dead_classes(tally.activity)
+        dead = starts.dead_classes(tally.activity)
         if self._pass.worst is not None:
             worst = worst_of_all(self._pass.worst, self._gather)
-            revived = em.revive(self.learned, dead, worst, tally.weight, self.learning)
+            revived = starts.revive(self.learned, dead, worst, tally.weight, self.learning)
             changed = revived.mean != self.mean
             if bool(changed.any()):
                 self._take(revived)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_plasticity.intrinsic import circuit, em, naming
+from lightning_plasticity.intrinsic import circuit, em, naming, starts
 from lightning_plasticity.intrinsic.distribution import Intensity, Parameters, log_base
 
 Reduce = Callable[[Tensor], Tensor]
@@ -76,7 +76,7 @@ class Pass:
 
     def watch(self, y: Tensor, params: Parameters, intensity: Intensity, weight: Tensor) -> None:
         """Keeps the worst-explained stimulus."""
-        found = em.worst_explained(y, params, intensity, weight)
+        found = starts.worst_explained(y, params, intensity, weight)
         self.worst = found if self.worst is None else min(self.worst, found, key=lambda pair: float(pair[0]))
 
     def _add(self, other: Tally) -> None:

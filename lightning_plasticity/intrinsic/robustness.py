@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_plasticity.intrinsic import circuit, em
+from lightning_plasticity.intrinsic import circuit, starts
 from lightning_plasticity.intrinsic.mixture import PoissonGammaMixture
 from lightning_plasticity.intrinsic.naming import label_counts
 
@@ -38,7 +38,7 @@ def normalising_mixture(
     """
     generator = torch.Generator().manual_seed(seed)
     num_classes, num_features = like.weights.shape
-    state = circuit.Circuit.of(em.start(stimuli[:batch_size], num_classes, generator))
+    state = circuit.Circuit.of(starts.start(stimuli[:batch_size], num_classes, generator))
     seen = 0
     for number in range(passes):
         warm = number >= like.warmup_epochs

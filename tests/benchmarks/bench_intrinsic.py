@@ -2,7 +2,8 @@
 
 One EM pass over 60,000 x 784 counts with 100 classes, beside the two matrix products of a pass,
 scikit-learn's GaussianMixture (diagonal) and, where it is installed, pomegranate's Poisson mixture; then the
-accuracy of each on two classes of one direction and different intensity. Ratios are medians over paired rounds.
+accuracy of each on two classes of one direction and different intensity. Ratios are medians over paired
+rounds.
 """
 
 import statistics
@@ -151,8 +152,8 @@ def bench_accuracy(size=10_000, seeds=3):
             weights = torch.rand(16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
             truth = PoissonGammaMixture(2, 16, seed)
             parts = ([40.0, 160.0], shapes, [0.5, 0.5])
-            truth.parameters = Parameters((weights / weights.sum()).repeat(2, 1),
-                                          *(torch.tensor(part, dtype=torch.float64) for part in parts))  # fmt: skip
+            rest = (torch.tensor(part, dtype=torch.float64) for part in parts)
+            truth.parameters = Parameters((weights / weights.sum()).repeat(2, 1), *rest)
             y, c = truth.sample(size)
             gaussian = GaussianMixture(2, covariance_type="diag", n_init=5, random_state=seed)
             flat, array = normalised(y, float(y.sum(1).mean())), y.numpy()

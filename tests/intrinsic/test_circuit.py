@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_plasticity.intrinsic import circuit, em
+from lightning_plasticity.intrinsic import circuit, em, starts
 from lightning_plasticity.intrinsic.circuit import Circuit, apply_drive, drive, present
 from lightning_plasticity.intrinsic.distribution import evidence
 
@@ -48,7 +48,7 @@ def test_the_poisson_input_is_the_circuits():
 @given(st.lists(st.integers(0, 2000), min_size=16, max_size=16), st.floats(1e-4, 0.5))
 def test_weights_stay_positive_and_sum_to_one(counts, rate):
     generator = torch.Generator().manual_seed(0)
-    neurons = Circuit.of(em.start(torch.rand(50, 16, generator=generator) * 5, 4, generator))
+    neurons = Circuit.of(starts.start(torch.rand(50, 16, generator=generator) * 5, 4, generator))
     found = present(torch.tensor(counts).double(), neurons, rate)
     assert (found.weights > 0).all()
     torch.testing.assert_close(found.weights.sum(1), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-14)
@@ -118,7 +118,7 @@ def test_the_fixed_point_is_that_of_em(example, stimuli):
 def test_the_sum_of_weights_holds_over_100000_steps_in_float32(stimuli):
     generator = torch.Generator().manual_seed(0)
     data = stimuli.float()
-    neurons = Circuit(*(part.float() for part in Circuit.of(em.start(data, 4, generator))))
+    neurons = Circuit(*(part.float() for part in Circuit.of(starts.start(data, 4, generator))))
     order = torch.randint(len(data), (100_000,), generator=generator)
     worst = 0.0
     for step, index in enumerate(order.tolist()):

@@ -12,15 +12,12 @@ from lightning_plasticity.intrinsic.em import (
     MAX_SHAPE,
     MIN_SHAPE,
     Learning,
-    dead_classes,
     e_step,
     m_step,
     moment_shape,
     responsibilities,
-    revive,
-    start,
-    worst_explained,
 )
+from lightning_plasticity.intrinsic.starts import dead_classes, revive, start, worst_explained
 
 
 def reference_sums(stimuli, params):
@@ -170,6 +167,18 @@ def test_a_start_is_near_the_mean_spread_over_the_quantiles_and_repeatable(stimu
     quantiles = stimuli.sum(1).quantile(torch.tensor([0.125, 0.375, 0.625, 0.875], dtype=torch.float64))
     torch.testing.assert_close(first.mean.sort().values, quantiles)
     assert not torch.equal(first.weights, start(stimuli, 4, torch.Generator().manual_seed(4)).weights)
+
+
+def test_labelled_stimuli_place_their_class(stimuli):
+    first = start(stimuli, 4, torch.Generator().manual_seed(0))
+    labels = torch.full((4000,), -1)
+    labels[:3] = 2
+    placed = place(first, stimuli, labels)
+    few = stimuli[:3].sum(0) / stimuli[:3].sum()
+    torch.testing.assert_close(placed.weights[2], (first.weights[2] + few) / 2)
+    torch.testing.assert_close(placed.mean[2], stimuli[:3].sum() / 3)
+    assert torch.equal(placed.weights[[0, 1, 3]], first.weights[[0, 1, 3]])
+    assert torch.equal(placed.mean[[0, 1, 3]], first.mean[[0, 1, 3]])
 
 
 def test_a_dead_class_is_revived_where_the_model_explains_worst(example, stimuli):

@@ -11,7 +11,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_plasticity.callbacks.figures import FigureLogger
 from lightning_plasticity.data import IntensityData
-from lightning_plasticity.intrinsic import IntrinsicPlasticityMixture, PoissonGammaMixture, distribution, em
+from lightning_plasticity.intrinsic import (
+    IntrinsicPlasticityMixture,
+    PoissonGammaMixture,
+    distribution,
+    em,
+    starts,
+)
 
 # many tests here need no validation, which Lightning would rather have
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -62,7 +68,7 @@ def test_em_epochs_are_passes_of_the_estimators_em(stimuli):
     )
     model = IntrinsicPlasticityMixture(3, 16, rule="em", dtype="float64", seed=5)
     trainer(max_epochs=3).fit(model, data)
-    params = em.start(stimuli[:1000], 3, torch.Generator().manual_seed(5))
+    params = starts.start(stimuli[:1000], 3, torch.Generator().manual_seed(5))
     for _ in range(3):
         params = em.m_step(em.e_step(stimuli[:1000], params), params)
     for one, two in zip(model.learned, params, strict=True):
@@ -153,7 +159,7 @@ def test_a_dead_class_is_revived_in_training():
     rare = torch.poisson(torch.tensor([[0.0, 0, 0, 0, 0, 90.0]]).repeat(12, 1), generator=generator)
     model = IntrinsicPlasticityMixture(3, 6, rule="em")
     with torch.no_grad():
-        model._take(em.start(plenty, 3, generator))
+        model._take(starts.start(plenty, 3, generator))
         model.prior.copy_(torch.tensor([0.5, 0.5, 0.0]))
         model.mean[2], model.weights[2] = 1e5, torch.tensor([1.0, 0, 0, 0, 0, 0])
     model.started.fill_(True)

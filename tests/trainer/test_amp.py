@@ -7,8 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from lightning_plasticity.sparsity import Constant
 from lightning_plasticity.callbacks import SET, GradualPruning, GraNet, RigL
+from lightning_plasticity.sparsity import Constant
 from tests.trainer.modules import ConvNet, Tape, adamw, loader, make_trainer, sgd
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
