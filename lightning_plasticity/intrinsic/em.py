@@ -122,9 +122,9 @@ def _class_sums(posterior: Tensor, stimuli: Tensor) -> Tensor:
         return posterior.T @ stimuli
     size = (posterior.shape[1], len(posterior))
     indices = torch.stack([column, row])
-    return torch.sparse.mm(
-        torch.sparse_coo_tensor(indices, posterior[row, column], size, check_invariants=False), stimuli
-    )
+    sparse = torch.sparse_coo_tensor(indices, posterior[row, column], size, check_invariants=False)
+    product: Tensor = torch.sparse.mm(sparse, stimuli)
+    return product
 
 
 def _shape_sums(by_level: Tensor, levels: Tensor, shape: Tensor, resolution: float) -> tuple[Tensor, Tensor]:

@@ -72,8 +72,8 @@ class IntrinsicPlasticityMixture(LightningModule):
 
     Example:
         >>> model = IntrinsicPlasticityMixture(num_classes=4, num_features=9)
-        >>> model(torch.ones(2, 3, 3)).sum(1)
-        tensor([1., 1.], dtype=torch.float64)
+        >>> model(torch.ones(2, 3, 3)).shape                           # activities of 4 neurons
+        torch.Size([2, 4])
     """
 
     def __init__(

@@ -43,7 +43,7 @@ def place(params: Parameters, stimuli: Tensor, labels: Tensor) -> Parameters:
         labels: `[n]`, -1 where not known.
     """
     weights, mean, shape, prior = (part.clone() for part in params)
-    for label in labels[labels >= 0].unique().tolist():
+    for label in torch.unique(labels[labels >= 0]).tolist():
         chosen = stimuli[labels == label].double()
         total = chosen.sum()
         if bool(total > 0):

@@ -215,5 +215,7 @@ class ImageClassifier(LightningModule):
                 f"schedule={given.schedule!r}, warmup_epochs={given.warmup_epochs!r} need the run's length: "
                 "give the trainer max_epochs or max_steps, or set schedule=constant and warmup_epochs=0."
             )
+        if not given.warmup_epochs:
+            return total, 0  # with max_steps alone an epoch's length may not be known yet
         per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         return total, round(given.warmup_epochs * per_epoch)

@@ -1,8 +1,8 @@
 """Overhead of GraNet over plain training, per step: python tests/benchmarks/bench_training.py [--rounds 5]
 
-ResNet-20 on 32 x 32 images, batch 128, an update every 100 steps, plain and sparse blocks of steps in turn under
-a real Trainer. Printed are the ratio of each pair, the time spent in our hooks as a share of the sparse step,
-which is steadier on a busy machine, and the bytes that masks keep.
+ResNet-20 on 32 x 32 images, batch 128, an update every 100 steps, plain and sparse blocks of steps in turn
+under a real Trainer. Printed are the ratio of each pair, the time spent in our hooks as a share of the sparse
+step, which is steadier on a busy machine, and the bytes that masks keep.
 """
 
 import argparse
@@ -18,7 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_plasticity.callbacks import GraNet
 from lightning_plasticity.models import ImageClassifier
 
-HOOKS = ("on_before_optimizer_step", "_after_step", "on_train_batch_start", "on_train_batch_end")
+HOOKS = (
+    "on_before_optimizer_step",
+    "_begin_step",
+    "_after_step",
+    "on_train_batch_start",
+    "on_train_batch_end",
+)
 
 
 class Clock(Callback):
@@ -58,7 +64,8 @@ def block(steps: int, data: DataLoader, model: str, callbacks: list[Callback]) -
     clock = Clock()
     trainer = Trainer(
         max_steps=steps, accelerator="cpu", callbacks=[*callbacks, clock], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(ImageClassifier(model, 10, 3), data)
     return clock

@@ -17,7 +17,7 @@ from lightning_plasticity.intrinsic.em import (
     moment_shape,
     responsibilities,
 )
-from lightning_plasticity.intrinsic.starts import dead_classes, revive, start, worst_explained
+from lightning_plasticity.intrinsic.starts import dead_classes, place, revive, start, worst_explained
 
 
 def reference_sums(stimuli, params):

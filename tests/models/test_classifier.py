@@ -197,3 +197,13 @@ def test_nesterov_needs_momentum():
     with pytest.raises(MisconfigurationException, match=r"nesterov=True needs a momentum"):
         ImageClassifier(momentum=0.0)
     assert ImageClassifier(momentum=0.0, nesterov=False, schedule="constant").configure_optimizers()
+
+
+def test_max_steps_alone_is_a_run_length():
+    images = TensorDataset(torch.randn(12, 1, 8, 8), torch.arange(12) % 10)
+    trainer = Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(ImageClassifier("small_convnet"), DataLoader(images, 4), DataLoader(images, 4))
+    assert trainer.global_step == 3

@@ -19,7 +19,8 @@ def test_every_update_reaches_the_loggers_at_the_default_interval(tmp_path):
     callback = GraNet(0.9, update_every=7)
     trainer = Trainer(
         max_epochs=1, accelerator="cpu", callbacks=[callback], logger=CSVLogger(tmp_path),
-        log_every_n_steps=50, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        log_every_n_steps=50, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(ConvNet(sgd), loader(400, 4))
     with (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
