@@ -1,9 +1,9 @@
 """Neurons that learn how strong their stimuli are, on digits of varying contrast (Monk et al., NIPS 2016).
 
-    python recipes/intrinsic_plasticity.py fit                          about a minute on 2 cores, offline
-    python recipes/intrinsic_plasticity.py fit --data.kind=bumps        artificial stimuli with known truth
+    python recipes/intrinsic_plasticity.py fit                          half a minute on 2 cores, offline
+    python recipes/intrinsic_plasticity.py fit --data.kind=bumps --model.lr=0.02     artificial, known truth
     python recipes/intrinsic_plasticity.py fit --model.rule=em          exact EM, no local rules
-    python recipes/intrinsic_plasticity.py fit --model.intensity=poisson
+    python recipes/intrinsic_plasticity.py fit --model.intensity=poisson             means without spreads
 
 Each digit has a brightness of its own, drawn for every image from a Gamma distribution. The neurons learn
 forms and intensities without labels; 20 labelled images of each digit name them at the end. The fit ends with

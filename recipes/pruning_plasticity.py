@@ -1,9 +1,7 @@
 """Pruning plasticity: how well a net recovers from a cut, over training time (Liu et al., NeurIPS 2021).
 
     python recipes/pruning_plasticity.py fit                      a few minutes on 2 cores, offline
-    python recipes/pruning_plasticity.py grid --pretrained="[0, 0.5]" --rates="[0.5, 0.9]"
     python recipes/pruning_plasticity.py grid --config recipes/pruning_plasticity_filters.yaml
-    python recipes/pruning_plasticity.py grid --config recipes/paper/pruning_plasticity_cifar10.yaml
 
 A run is branched at the end of chosen epochs; each branch cuts a share of the active connections and trains
 on at the learning rate of that moment. `fit` measures one run with two callbacks, without and with
@@ -13,7 +11,7 @@ rate is high, a fall after its drops, and regeneration to help most at high rate
 
 from pathlib import Path
 
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 
 from lightning_plasticity.callbacks import PruningPlasticity, StaticSparsity
 from lightning_plasticity.cli import PlasticityCLI
@@ -52,7 +50,7 @@ def grid(
         seeds: Runs of each pre-trained sparsity.
         model: Network, as in ImageClassifier.
         dataset: Data, as in ImageData.
-        data_dir: Where torchvision's sets are.
+        data_dir: Folder of torchvision's sets.
         download: Whether torchvision may fetch them.
         lr: Full learning rate; it drops by 10 at half and three quarters of the run.
         output: Folder for records.csv and pruning_plasticity.png.
@@ -65,7 +63,7 @@ def grid(
             cut |= {"granularity": granularity, "scope": scope}
             probes = [PruningPlasticity(regrow=regrow, **cut) for regrow in (False, True)]
             masks = StaticSparsity(sparsity, granularity=granularity, seed=seed)
-            data: LightningDataModule = ImageData(dataset, data_dir, download=download, seed=seed)
+            data = ImageData(dataset, data_dir, download=download, seed=seed)
             net = ImageClassifier(model, data.num_classes, data.shape[0], lr=lr)
             Trainer(
                 max_epochs=epochs, callbacks=[masks, *probes], logger=False, enable_checkpointing=False

@@ -6,6 +6,8 @@ python recipes/sparse_training.py compare --seeds=5 --sparsity=0.98
 import csv
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -57,20 +59,32 @@ def compare(
         first_seed: Where seeds begin, to share the work among processes.
         output: Folder for results.csv, table.md and compare.png.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
     data = partial(ImageData, dataset, data_dir, download=download)
     runs = []
     for seed in range(first_seed, first_seed + seeds):
         for method, callback in METHODS.items():
-            runs.append(
-                run(method, callback(sparsity, update_every, seed), seed, epochs, model, data(seed=seed), lr)
-            )
+            sparse = callback(sparsity, update_every, seed)
+            with quiet():
+                runs.append(run(method, sparse, seed, epochs, model, data(seed=seed), lr))
             print(f"seed {seed}, {method}: test accuracy {runs[-1]['accuracy']:.4f}", flush=True)
             write(runs, Path(output), sparsity)
     print(table(runs))
     print(f"Written to {output}: results.csv, table.md, compare.png")
     return runs
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning from telling the same of every run."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def run(method, callback, seed, epochs, model, data, lr) -> dict:

@@ -28,8 +28,9 @@ def of_module(module: "IntrinsicPlasticityMixture") -> Mapping[str, "Figure"]:
     if len(energy):
         drawn["intensities"] = intensity_figure(params, counts, energy, labels)
     if len(module.trace.seen) > 1:
-        drawn["intensities_over_time"] = intensities_over_time(module.trace)
-        drawn["weights_over_time"] = weights_over_time(module.trace, shape)
+        chosen = evenly_spread(params)
+        drawn["intensities_over_time"] = intensities_over_time(module.trace, chosen)
+        drawn["weights_over_time"] = weights_over_time(module.trace, shape, chosen)
     return drawn
 
 
@@ -107,13 +108,12 @@ def _panel(axes: "Axes", params: Parameters, share: Tensor, energy: Tensor) -> N
         axes.hist(energy.numpy(), bins=25, range=(0, top), density=True, color=GREY, alpha=0.5)
     axes.plot(grid.numpy(), density.numpy())
     axes.set_xlim(0, top)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    axes.set_yticks([])  # every panel has a scale of its own, and the area is 1
     axes.tick_params(labelsize=7)
 
 
-def weights_over_time(trace: Trace, image_shape: tuple[int, int], classes: int = 6) -> "Figure":
-    """Weights of the classes of `intensities_over_time` (rows) after more and more stimuli (columns)."""
-    chosen = _evenly_spread(trace, classes)
+def weights_over_time(trace: Trace, image_shape: tuple[int, int], chosen: Sequence[int]) -> "Figure":
+    """Weights of some classes (rows) after more and more stimuli (columns)."""
     times = len(trace.weights)
     figure = new_figure(
         len(chosen), times, title="Weights over learning time", height=0.6 + 1.1 * len(chosen)
@@ -131,23 +131,24 @@ def weights_over_time(trace: Trace, image_shape: tuple[int, int], classes: int =
     return figure
 
 
-def intensities_over_time(trace: Trace, classes: int = 6) -> "Figure":
+def intensities_over_time(trace: Trace, chosen: Sequence[int]) -> "Figure":
     """Mean intensity of every class over learning time; some are coloured."""
     figure = new_figure(xlabel="stimuli seen", ylabel="learned mean intensity (counts)")
     axes, means = figure.axes[0], torch.stack(trace.mean).numpy()
     axes.plot(trace.seen, means, color=GREY, linewidth=0.7, alpha=0.6)
-    for name, color in colors(map(str, _evenly_spread(trace, classes))).items():
+    for name, color in colors(map(str, chosen)).items():
         axes.plot(trace.seen, means[:, int(name)], color=color, label=f"class {name}")
     axes.set_yscale("log")
-    axes.legend(loc="upper left", fontsize=7, ncols=2)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8, ncols=6, frameon=False)
     return figure
 
 
-def _evenly_spread(trace: Trace, classes: int) -> list[int]:
-    """Classes whose final intensities are spread evenly in rank."""
-    order = trace.mean[-1].argsort()
+def evenly_spread(params: Parameters, classes: int = 6) -> list[int]:
+    """Classes in use (a tenth of an even share at least) whose intensities are evenly spread in rank."""
+    used = (params.prior * len(params.prior) >= 0.1).nonzero().flatten()
+    order = used[params.mean[used].argsort()]
     ranks = torch.linspace(0, len(order) - 1, min(classes, len(order))).round().long()
-    return order[ranks].tolist()
+    return order[ranks.to(order.device)].tolist()
 
 
 def contrast_figure(

@@ -4,7 +4,12 @@ import torch
 
 from lightning_plasticity.data import IntensityData
 from lightning_plasticity.intrinsic import IntrinsicPlasticityMixture
-from lightning_plasticity.intrinsic.figures import contrast_figure, intensity_figure, weights_figure
+from lightning_plasticity.intrinsic.figures import (
+    contrast_figure,
+    evenly_spread,
+    intensity_figure,
+    weights_figure,
+)
 from lightning_plasticity.intrinsic.naming import label_posterior
 from lightning_plasticity.intrinsic.robustness import (
     accuracy_over_contrast,
@@ -70,3 +75,10 @@ def test_weights_are_drawn_in_the_order_of_the_prior(example):
     figure = weights_figure(example.parameters, (4, 4), torch.zeros(4, 0))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["30", "60", "60", "150"]
+
+
+def test_classes_drawn_over_time_are_in_use_and_spread(example):
+    assert evenly_spread(example.parameters)[0] == 0
+    assert evenly_spread(example.parameters, classes=2) == [0, 3]
+    unused = example.parameters._replace(prior=torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=torch.float64))
+    assert 3 not in evenly_spread(unused)
