@@ -87,6 +87,21 @@ def log_gamma(x: Tensor) -> Tensor:
     return (x - 0.5).mul_(x.log()).sub_(x).add_(0.5 * math.log(2 * math.pi)).add_(series)
 
 
+def digamma_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`psi(x)` and `psi'(x)` for `x > 0` in float64; by their series, in half the time, where all `x >= 16`.
+
+    The series are cut where what is left out is below `1 / (240 x^8)` and `1 / (30 x^9)`, both below 1e-12.
+    """
+    if not bool((x >= 16).all()):
+        return torch.digamma(x), torch.polygamma(1, x)
+    inverse = x.reciprocal()
+    square = inverse * inverse
+    psi = square.mul(-1 / 252).add_(1 / 120).mul_(square).sub_(1 / 12).mul_(square)
+    psi = psi.sub_(inverse, alpha=0.5).add_(x.log())
+    slope = square.mul(1 / 42).sub_(1 / 30).mul_(square).add_(1 / 6).mul_(inverse).add_(0.5).mul_(square)
+    return psi, slope.add_(inverse)
+
+
 def log_negative_binomial(energy: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
     """`log NB(S; mean mu, shape a)` of each energy under each class, `[n, C]` in nats.
 

@@ -16,6 +16,7 @@ from lightning_plasticity.intrinsic.distribution import (
     Intensity,
     Parameters,
     check_intensity,
+    digamma_and_slope,
     energy_levels,
     evidence,
 )
@@ -134,16 +135,15 @@ def _shape_sums(by_level: Tensor, levels: Tensor, shape: Tensor, resolution: flo
     """
     a, active = shape.double(), by_level > resolution
     if int(active.sum()) > SPARSE_SHARE * active.numel():
-        at = levels.unsqueeze(1) + a
-        total, slope = (by_level * torch.digamma(at)).sum(0), (by_level * torch.polygamma(1, at)).sum(0)
-        number = by_level.sum(0)
+        psi, psi_slope = digamma_and_slope(levels.unsqueeze(1) + a)
+        sums = (by_level, psi.mul_(by_level), psi_slope.mul_(by_level))
+        number, total, slope = (part.sum(0) for part in sums)
     else:
         row, column = active.nonzero(as_tuple=True)
-        share, at = by_level[row, column], levels[row] + a[column]
-        number, total, slope = (
-            torch.zeros_like(a).index_add_(0, column, part)
-            for part in (share, share * torch.digamma(at), share * torch.polygamma(1, at))
-        )
+        share = by_level[row, column]
+        psi, psi_slope = digamma_and_slope(levels[row] + a[column])
+        parts = (share, psi.mul_(share), psi_slope.mul_(share))
+        number, total, slope = (torch.zeros_like(a).index_add_(0, column, part) for part in parts)
     return total - number * torch.digamma(a), slope - number * torch.polygamma(1, a)
 
 

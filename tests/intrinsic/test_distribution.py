@@ -3,6 +3,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from lightning_plasticity.intrinsic import PoissonGammaMixture
 from lightning_plasticity.intrinsic.distribution import (
     Parameters,
     class_intensity,
+    digamma_and_slope,
     evidence,
     log_gamma,
     log_joint,
@@ -93,6 +95,14 @@ def test_log_gamma_equals_the_c_library(x):
     assert float(log_gamma(torch.cat([value, value.new_ones(1)]))[0]) == pytest.approx(
         expected, rel=1e-13, abs=1e-13
     )
+
+
+@given(st.floats(1e-2, 1e8))
+def test_digamma_and_its_slope_equal_scipys(x):
+    value = torch.tensor([x], dtype=torch.float64)
+    for found in (digamma_and_slope(value), digamma_and_slope(torch.cat([value, value.new_ones(1)]))):
+        assert float(found[0][0]) == pytest.approx(float(scipy.special.digamma(x)), rel=1e-11, abs=1e-11)
+        assert float(found[1][0]) == pytest.approx(float(scipy.special.polygamma(1, x)), rel=1e-8)
 
 
 def test_log_joint_sums_to_one_over_all_stimuli():
