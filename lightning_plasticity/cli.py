@@ -109,7 +109,8 @@ class PlasticityCLI(LightningCLI):
                 return
             except _CommandChosen as chosen:
                 self.subcommand, arguments = chosen.command, chosen.arguments
-            self.result = self.commands[self.subcommand](**arguments)
+            with _one_line_errors(ValueError, active=self._from_shell):
+                self.result = self.commands[self.subcommand](**arguments)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the command line; a command of the recipe's own ends the rest of LightningCLI here."""

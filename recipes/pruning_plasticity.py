@@ -27,7 +27,7 @@ def grid(
     granularity: str = "weight",
     scope: str = "global",
     epochs: int = 12,
-    every_n_epochs: int = 3,
+    every_n_epochs: int = 4,
     continue_epochs: int = 2,
     seeds: int = 1,
     model: str = "small_convnet",

@@ -380,3 +380,13 @@ def test_a_real_signal_leaves_a_checkpoint_and_the_offline_wandb_run(tmp_path, s
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] >= 8
     assert len(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+
+
+def test_a_wrong_value_for_a_command_ends_in_one_line(monkeypatch):
+    def refuse(share: float = 0.5) -> None:
+        """Refuse."""
+        raise ValueError(f"share={share} must be below 1")
+
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "refuse", "--share=2"])
+    with pytest.raises(SystemExit, match=r"recipe.py: error: share=2.0 must be below 1"):
+        PlasticityCLI(BoringModel, name="boring", commands={"refuse": refuse})

@@ -31,6 +31,8 @@ class PruningPlasticity(Callback):
     minus its accuracy just before the cut: about 0 or above means that the net recovered. The run itself goes
     on as if nothing had happened: it ends in the same weights with and without this callback.
 
+    A rate that drops with the last step of an epoch has dropped already when that epoch's branch is taken.
+
     Logged: ``pruning_plasticity/<rate>``, with ``_regrown`` behind it where connections are regenerated. All
     results are in :attr:`records` and in the checkpoint.
 

@@ -37,11 +37,11 @@ class SparsityReport:
             self._recorder = None
 
     def record(self, metrics: Mapping[str, Tensor], step: int, density: float) -> None:
-        """Keep the accuracies among the metrics of a validation."""
+        """Keep the accuracies among the metrics of a validation; those of training are an epoch old then."""
         found = {
             name: float(value)
             for name, value in metrics.items()
-            if "acc" in name.lower() and value.numel() == 1
+            if "acc" in name.lower() and not name.startswith("train") and value.numel() == 1
         }
         self.curve.append((step, density, found))
 

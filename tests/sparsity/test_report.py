@@ -163,3 +163,10 @@ def test_compiled_modules_are_told_apart():
     report = SparsityReport()
     report.watch_flops(nn.Sequential(net))
     assert not net._forward_hooks
+
+
+def test_accuracies_of_training_are_left_out():
+    """They are of the epoch before when a validation ends."""
+    report = SparsityReport()
+    report.record({"train/accuracy": torch.tensor(0.9), "val/accuracy": torch.tensor(0.5)}, 10, 0.3)
+    assert report.curve == [(10, 0.3, {"val/accuracy": 0.5})]
