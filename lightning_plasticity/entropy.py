@@ -23,7 +23,8 @@ def binary_entropy(probability: Tensor) -> Tensor:
     tensor([0.0000, 1.0000, 0.4999])
     """
     p = probability.clamp(0, 1)
-    return (torch.special.entr(p) + torch.special.entr(1 - p)) / math.log(2)
+    nats: Tensor = torch.special.entr(p) + torch.special.entr(1 - p)
+    return nats / math.log(2)
 
 
 def predictive_entropy(logits: Tensor, normalize: bool = False) -> Tensor:

@@ -1,0 +1,1 @@
+"""Torchmetrics of the systems, each beside the pure functions that it is made of."""
