@@ -7,10 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightning_plasticity.data.archetypes import ArchetypeStream as ArchetypeStream
     from lightning_plasticity.data.images import ImageData as ImageData
     from lightning_plasticity.data.intensity import IntensityData as IntensityData
 
 _HOME = {
+    "ArchetypeStream": "archetypes",
     "ImageData": "images",
     "IntensityData": "intensity",
 }
