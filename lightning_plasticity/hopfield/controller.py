@@ -1,0 +1,112 @@
+"""Stability against plasticity: how much of its new data a client puts against the common memory."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_plasticity.entropy import binary_entropy
+from lightning_plasticity.hopfield.config import FederationConfig
+from lightning_plasticity.hopfield.memory import Memory
+from lightning_plasticity.hopfield.operators import LocalSpectrum, residual_eigenvalues
+
+PAIRS = 30_000  # entries of the operators that sign agreement looks at
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a client can tell of its batch against the memory.
+
+    Attributes:
+        gate: whether it sees any signal at all.
+        novelty: `nu`, share of its signal outside the memory, 0 .. 1.
+        drive: what the server makes the plasticity `w` of: the entropy `H` for `"spectral_entropy"`, `w`
+            itself for the paper's rules.
+    """
+
+    gate: bool
+    novelty: float
+    drive: float
+
+
+def read_signal(
+    examples: Tensor, spectrum: LocalSpectrum, memory: Memory, config: FederationConfig
+) -> Signal:
+    """Gate, novelty and plasticity's drive of one client.
+
+    Args:
+        examples: `X [M, N]` of +-1.
+        spectrum: of the client's own operator.
+        memory: as broadcast.
+        config: names the controller.
+    """
+    gate = spectrum.bulk.outliers > 0 or matches(examples, memory.outlier_vectors)
+    new = novelty(examples, spectrum, known_directions(memory))
+    if config.controller == "spectral_entropy" or not isinstance(config.controller, str):
+        return Signal(gate or not config.gate, new, float(binary_entropy(torch.tensor(1 - new / 2).double())))
+    return Signal(gate or not config.gate, new, paper_plasticity(examples, memory, config))
+
+
+def known_directions(memory: Memory) -> Tensor:
+    """`B [N, b]`, orthonormal: the archetypes, and what the operator shows though it is no archetype yet."""
+    vectors = memory.outlier_vectors
+    both = torch.cat([memory.archetypes.T.to(vectors), vectors], 1).double()
+    left, singular, _ = torch.linalg.svd(both, full_matrices=False)
+    return left[:, singular > 1e-6 * singular.max()] if both.shape[1] else both
+
+
+def matches(examples: Tensor, vectors: Tensor) -> bool:
+    """Matched filter: whether examples point along known directions more than noise does, at three sigma.
+
+    `sum ||V^T eta||^2 / M` is `K` for noise, give or take `sqrt(2 K / M)`.
+    """
+    m, k = len(examples), vectors.shape[1]
+    if not k:
+        return False
+    energy = float(((examples.to(vectors.dtype) @ vectors) ** 2).sum()) / m
+    return energy - k > 3 * (2 * k / m) ** 0.5
+
+
+def novelty(examples: Tensor, spectrum: LocalSpectrum, known: Tensor) -> float:
+    """`nu = R / (R + S)`: the client's local excess outside `known [N, b]` over all its signal.
+
+    0 where nothing is known yet (all is equally new), or where the client has no outlier.
+    """
+    outliers, (m, n) = spectrum.bulk.outliers, examples.shape
+    if not known.shape[1] or not outliers:
+        return 0.0
+    outside = residual_eigenvalues(examples, spectrum, known)
+    fresh = float((outside - spectrum.bulk.edge).clamp(min=0)[:outliers].sum())
+    inside = float(((examples.double() @ known.to(examples.device)) ** 2).sum()) / (n * m)
+    old = max(inside - known.shape[1] * spectrum.bulk.noise / n, 0.0)
+    return fresh / (fresh + old + 1e-12)
+
+
+def paper_plasticity(examples: Tensor, memory: Memory, config: FederationConfig) -> float:
+    """The paper's rules on sign agreement `p` of the client's operator with the memory's.
+
+    `"entropy"`: `w = max(0, (h2(p) - H_min) / (1 - H_min))`, `H_min = h2((1 + r^2)/2)`. `"agreement"` (code
+    of the attacker figure): `w = clip((p - 1/2) / (r^2 / 2), 0, 1)`. Neither tells novelty from noise. Pairs
+    at which the memory's operator is exactly 0 are left out: counted as disagreement, as the paper's code
+    does, they make stationary data with an even number of archetypes look new.
+    """
+    if not len(memory.archetypes):
+        return 1.0
+    p = pair_agreement(examples, memory.archetypes, config.seed + memory.round)
+    own = (1 + config.quality**2) / 2
+    if config.controller == "agreement":
+        return min(max((p - 0.5) / max(own - 0.5, 1e-9), 0.0), 1.0)
+    entropy, floor = binary_entropy(torch.tensor([p, own], dtype=torch.float64)).tolist()
+    return max(0.0, (entropy - floor) / max(1 - floor, 1e-9))
+
+
+def pair_agreement(examples: Tensor, archetypes: Tensor, seed: int, skip_zeros: bool = True) -> float:
+    """Share of sampled pairs `i != j` at which `X^T X` and `Z^T Z` have one sign; 1/2 if none compares."""
+    n, generator = examples.shape[1], torch.Generator().manual_seed(seed)
+    i = torch.randint(n, (PAIRS,), generator=generator)
+    j = (i + torch.randint(1, n, (PAIRS,), generator=generator)) % n
+    z, x = archetypes.cpu().int(), examples.cpu().to(torch.int32)
+    stored, new = (z[:, i] * z[:, j]).sum(0), (x[:, i] * x[:, j]).sum(0)
+    compare = (stored != 0) & (new != 0) if skip_zeros else torch.ones_like(stored, dtype=torch.bool)
+    equal = stored.sign() == new.sign()
+    return float(equal[compare].double().mean()) if bool(compare.any()) else 0.5

@@ -1,0 +1,199 @@
+"""From eigenvectors, which mix archetypes by arbitrary rotations, to the +-1 patterns in their span."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SAME = 0.9  # absolute overlap from which two candidates are one
+RESIDUAL = 0.1  # least share of a state's energy outside the span of those chosen before
+STEPS = 40
+LAM_STEPS, LAM_BETA, LAM_REPULSION, LAM_FIELD = 50, 2.5, 0.2, 0.1  # the paper's defaults
+BLOCK = 1 << 23  # entries of states held in floating point at once
+
+
+def sign(x: Tensor) -> Tensor:
+    """+-1 of the same dtype; zero counts as +1, so that a state is always a state."""
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+def disentangle(
+    eigenvectors: Tensor, seed: int = 0, *, method: str = "l1", gamma: float | None = None
+) -> Tensor:
+    """The archetypes whose span the eigenvectors are.
+
+    `"l1"` climbs `||V w||_1` from random directions `w`, by `sigma = sign(V w)`, `w <- V^T sigma / |.|`: the
+    zero-temperature dynamics of the projector `P = V V^T`, which never falls, and whose global maxima are the
+    +-1 vectors in the span (Cauchy-Schwarz). `"lam"` is the paper's layered associative memory on `P`.
+
+    Args:
+        eigenvectors: `V [N, K]`, orthonormal columns.
+        seed: of the starts.
+        method: `"l1"` or `"lam"`.
+        gamma: squared overlap of the span with an archetype, which the threshold against mixtures needs; by
+            default that of the best candidate.
+
+    Returns:
+        `[K_found, N]` of +-1, `K_found <= K`, the purest first; a pattern and its negative are one.
+
+    Raises:
+        ValueError: if the eigenvectors are not a matrix of at most N columns, or not finite.
+
+    >>> archetypes = sign(torch.randn(3, 500, generator=torch.manual_seed(0)))
+    >>> rotated = torch.linalg.svd(archetypes.T, full_matrices=False)[0]
+    >>> found = disentangle(rotated)
+    >>> (found @ archetypes.T / 500).abs().amax(0)
+    tensor([1., 1., 1.])
+    """
+    if eigenvectors.dim() != 2 or eigenvectors.shape[1] > eigenvectors.shape[0]:
+        raise ValueError(f"eigenvectors of shape {tuple(eigenvectors.shape)}: give [N, K] with K <= N")
+    if not bool(torch.isfinite(eigenvectors).all()):
+        raise ValueError("eigenvectors hold NaN or infinity: give orthonormal columns")
+    states, scores = candidates(eigenvectors, seed, method)
+    if not len(states):
+        return states.to(eigenvectors.dtype)
+    span = _gamma_of(scores[0]) if gamma is None else torch.tensor(gamma, dtype=torch.float64)
+    states = states[scores > purity_threshold(span)]
+    return states[independent(states, eigenvectors.shape[1])].to(eigenvectors.dtype)
+
+
+def candidates(eigenvectors: Tensor, seed: int, method: str = "l1") -> tuple[Tensor, Tensor]:
+    """All distinct states that the dynamics end in, archetypes and spurious ones.
+
+    Args:
+        eigenvectors: `V [N, K]`.
+        seed: of the starts.
+        method: `"l1"` or `"lam"`.
+
+    Returns:
+        States `[n, N]` int8 and their scores `||V^T z||^2 / N` `[n]`, best first, none below 1/2.
+    """
+    n, k = eigenvectors.shape
+    if not k:
+        empty = torch.zeros(0, n, dtype=torch.int8, device=eigenvectors.device)
+        return empty, torch.zeros(0, dtype=torch.float64, device=eigenvectors.device)
+    starts = max(64, math.ceil(4 * k * math.log(100 * k)))
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(starts, k, generator=generator, dtype=torch.float64).to(eigenvectors)
+    run = _climb if method == "l1" else _layered
+    states = torch.cat([run(block, eigenvectors, generator) for block in w.split(max(1, BLOCK // n))])
+    features = torch.cat(
+        [block.to(eigenvectors) @ eigenvectors for block in states.split(max(1, BLOCK // n))]
+    ).double() / math.sqrt(n)
+    scores = (features**2).sum(1)
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= 0.5]
+    # Starts that fell into one basin are told by their K features; only what is left is compared in full.
+    order = order[_distinct(features[order] / scores[order, None].sqrt(), 0.98, 6 * k + 10)]
+    wide = states[order].to(eigenvectors.dtype) / math.sqrt(n)
+    order = order[_distinct(wide, SAME, len(order))]
+    return states[order], scores[order]
+
+
+def _distinct(rows: Tensor, limit: float, most: int) -> list[int]:
+    """Greedy choice, in order, of rows whose product with every earlier choice is below the limit."""
+    near = (rows @ rows.T).abs() >= limit
+    table, keep = near.cpu().numpy(), list[int]()
+    for i in range(len(rows)):
+        if not table[i, keep].any():
+            keep.append(i)
+        if len(keep) == most:
+            break
+    return keep
+
+
+def _climb(w: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
+    """`l1` ascent of every start `w [m, K]` at once."""
+    for _step in range(STEPS):
+        new = torch.nn.functional.normalize(sign(w @ v.T) @ v, dim=1)
+        if float((new - w).abs().max()) < 1e-9:
+            break
+        w = new
+    return sign(w @ v.T).to(torch.int8)
+
+
+def _layered(w: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
+    """The paper's dynamics: blocks of K layers start at one mixture, repel each other, and are noisy."""
+    k = v.shape[1]
+    states = list[Tensor]()
+    for block in w.split(k):
+        start = sign(block[:1] @ v.T)
+        states.append(layered_dynamics(start.repeat(len(block), 1), start, v, generator).to(torch.int8))
+    return torch.cat(states)
+
+
+def layered_dynamics(state: Tensor, field: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
+    """LAM/TAM (paper): `h^a = P s^a - (lambda/N) sum_{b != a} (P s^b)(s^b . P s^a) + H x`, in factor form.
+
+    `s^a <- sign(tanh(beta h^a) + u)`, `u` uniform on [-1, 1]; the external field stays clamped to the mixture
+    `x` (as the paper's text has it; its code feeds the state back).
+
+    Args:
+        state: `s [P, N]`, one row a layer.
+        field: `x [1, N]`.
+        v: `V [N, K]` of the projector `P = V V^T`.
+        generator: of the noise.
+    """
+    n = v.shape[0]
+    for _ in range(LAM_STEPS):
+        projected = (state @ v) @ v.T
+        overlap = projected @ state.T / n  # [a, b]: s^b . P s^a / N
+        overlap.fill_diagonal_(0)
+        h = projected - LAM_REPULSION * overlap @ projected + LAM_FIELD * field
+        noise = torch.rand(state.shape, generator=generator, dtype=torch.float64).to(state) * 2 - 1
+        state = sign(torch.tanh(LAM_BETA * h) + noise)
+    for _ in range(5):  # settle: what is left of the noise is not part of a memory
+        state = sign((state @ v) @ v.T)
+    return state
+
+
+def _projection_mean(gamma: Tensor, signal: float) -> Tensor:
+    """`E |sqrt(gamma) signal + sqrt(1 - gamma) n|`, n standard normal."""
+    a, b = gamma.sqrt() * signal, (1 - gamma).clamp(min=1e-12).sqrt()
+    return a * torch.erf(a / b / math.sqrt(2)) + b * math.sqrt(2 / math.pi) * torch.exp(-(a**2) / b**2 / 2)
+
+
+def pure_score(gamma: Tensor) -> Tensor:
+    """Score `||V^T z||^2 / N` of an archetype of which the span holds `gamma`."""
+    return _projection_mean(gamma, 1.0) ** 2
+
+
+def purity_threshold(gamma: Tensor) -> Tensor:
+    """Half way between the scores of an archetype and of a mixture of three, where the span holds `gamma`."""
+    root = math.sqrt(3)
+    mixture = 0.25 * _projection_mean(gamma, root) + 0.75 * _projection_mean(gamma, 1 / root)
+    return (pure_score(gamma) + mixture**2) / 2
+
+
+def _gamma_of(score: Tensor) -> Tensor:
+    """The `gamma` at which an archetype has that score."""
+    grid = torch.linspace(0, 1, 1001, dtype=torch.float64, device=score.device)
+    return grid[(pure_score(grid) - score).abs().argmin()]
+
+
+def independent(
+    states: Tensor, most: int, duplicate: Callable[[int, list[int]], bool] = lambda i, chosen: False
+) -> list[int]:
+    """Greedy choice, in order, of states with energy outside the span of those chosen before.
+
+    Args:
+        states: `[n, N]` of +-1.
+        most: most that are chosen.
+        duplicate: whether state `i` is one of those chosen, by another measure.
+    """
+    n, keep = states.shape[1], list[int]()
+    basis = torch.zeros(n, 0, dtype=torch.float64, device=states.device)
+    for i, state in enumerate(states):
+        if len(keep) == most:
+            break
+        if keep and duplicate(i, keep):
+            continue
+        row = state.double()
+        rest = row - basis @ (basis.T @ row)
+        if float(rest @ rest) / n < RESIDUAL:
+            continue
+        rest = rest - basis @ (basis.T @ rest)
+        basis = torch.cat([basis, (rest / rest.norm())[:, None]], 1)
+        keep.append(i)
+    return keep

@@ -1,0 +1,102 @@
+"""What is wrong with a client's data or message. Bad ones are dropped and reported; a round never crashes."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_plasticity.hopfield.config import FederationConfig
+from lightning_plasticity.hopfield.memory import Memory
+from lightning_plasticity.hopfield.messages import WIDTH, column, stamp
+
+REASONS = (  # the code in a table's "rejected" column is the index here
+    "",
+    "examples are not a matrix of N columns",
+    "examples hold NaN or infinity",
+    "examples are not all +1 or -1",
+    "fewer examples than min_examples",
+    "a repeat of an earlier contribution",
+    "the budget of differential privacy is spent",
+    "message is not of the fixed shapes",
+    "message holds NaN or infinity",
+    "message is of another round or exchange",
+    "message writes into another client's row",
+    "operator is not symmetric and positive, or its trace exceeds the client's share",
+)
+
+
+def inspect_examples(examples: Tensor, memory: Memory, config: FederationConfig) -> int:
+    """Code of what is wrong with a client's batch; 0 for nothing (an empty one is normal)."""
+    if examples.dim() != 2 or examples.shape[1] != memory.neurons:
+        return 1
+    if examples.is_floating_point() and not bool(torch.isfinite(examples).all()):
+        return 2
+    if not bool((examples.abs() == 1).all()):
+        return 3
+    if 0 < len(examples) < config.min_examples:
+        return 4
+    if config.dp is not None and memory.round >= config.dp.rounds:
+        return 6
+    return 0
+
+
+def inspect_contribution(
+    contribution: Mapping[str, Tensor],
+    client_id: int,
+    basis: Tensor,
+    memory: Memory,
+    config: FederationConfig,
+) -> int:
+    """Code of what is wrong with one client's message, for a server that sees messages one by one.
+
+    A sketch `w J Q` of a Hebbian operator has `Q^T w J Q` symmetric and positive, of trace at most `w`, and
+    norm at most `w`: one client cannot pull harder than the share `w` that is its own.
+
+    Args:
+        contribution: as `client_step` makes it.
+        client_id: who sent it.
+        basis: `Q` of this exchange.
+        memory: as broadcast.
+        config: of the federation.
+    """
+    width, clients = config.sketch_width(memory.neurons), config.max_clients
+    votes = config.max_archetypes if config.min_support > 1 else 0
+    shapes = {"sketch": (memory.neurons, width), "table": (clients, WIDTH), "votes": (clients, votes)}
+    if any(tuple(contribution.get(name, torch.zeros(0)).shape) != shape for name, shape in shapes.items()):
+        return 7
+    if not all(bool(torch.isfinite(value).all()) for value in contribution.values()):
+        return 8
+    row = contribution["table"][client_id]
+    others = torch.arange(clients, device=row.device) != client_id
+    if bool(contribution["table"][others].any()) or bool(contribution["votes"][others].any()):
+        return 10
+    if not bool(contribution["table"].any()):
+        return 0 if not bool(contribution["sketch"].any()) else 11
+    if float(row[column("stamp")]) != stamp(memory):
+        return 9
+    if float(row[column("rejected")]):
+        return 0 if not bool(contribution["sketch"].any()) else 11
+    return 0 if _is_share(contribution["sketch"], row, client_id, basis, memory, config) else 11
+
+
+def _is_share(
+    sketch: Tensor, row: Tensor, client_id: int, basis: Tensor, memory: Memory, config: FederationConfig
+) -> bool:
+    """Whether a sketch can be that of a Hebbian operator times the client's share."""
+    examples = float(row[column("examples")])
+    if not (examples >= 1 and examples == int(examples)) or not 0 <= float(row[column("drive")]) <= 1:
+        return False
+    share = examples if memory.exchange == 0 else float(memory.weights[client_id])
+    noise = 0.0
+    if config.dp is not None:  # noise is no operator: leave it room, six deviations of its largest value
+        std = config.dp.noise_std(int(examples))
+        noise = 6 * std * (memory.neurons**0.5 + sketch.shape[1] ** 0.5)
+    core = (basis.T.to(sketch) @ sketch).double() / max(share, 1e-300)
+    slack = noise + (1e-8 if sketch.dtype == torch.float64 else 1e-4)
+    values = torch.linalg.eigvalsh((core + core.T) / 2)
+    return (
+        float((core - core.T).abs().max()) <= slack
+        and float(values[0]) >= -slack
+        and float(core.trace()) <= 1 + slack * sketch.shape[1]
+        and float(sketch.norm()) <= share * (1 + slack * sketch.shape[1] ** 0.5)
+    )
