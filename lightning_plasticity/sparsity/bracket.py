@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_plasticity.sparsity.lazy_scores import LazyScores, common_dtype, spans
 
 CHUNK = 1 << 18  # scores read at once: stays in the cache; at most 255 * 2048, see _Workspace.collect
+DIRECT = 1 << 15  # a layer of so few scores is read whole
 SMALL = 1 << 14  # below this number, sampling costs more than it saves
 LIMIT = 1 << 14  # words of 8 scores that may be collected in any case, however few scores there are
 NAN = "scores hold NaN, which has no rank; skip this update or replace them with torch.nan_to_num"
@@ -40,6 +41,8 @@ def select_by_bracket(
         ValueError: If there are NaN and ``check_nan``.
     """
     total = sum(part.numel for part in parts)
+    if len(parts) == 1 and total <= DIRECT:
+        return select_directly(parts[0], k, masks[0] if masks is not None else None, check_nan)
     dtype = torch.promote_types(common_dtype(parts), torch.float32)  # half precision is slow on the CPU
     survey = _survey(parts, _bracket(parts, k, dtype), max(LIMIT, total // 16), masks, dtype)
     if survey is None:
@@ -55,6 +58,30 @@ def select_by_bracket(
         keep[ties.nonzero().view(-1)[: k - above - int(keep.sum())]] = True
         _mark(masks, positions[keep])
     return threshold.to(common_dtype(parts))
+
+
+def select_directly(
+    part: LazyScores, k: int, mask: Tensor | None = None, check_nan: bool = False
+) -> Tensor | None:
+    """:func:`select_by_bracket` for one layer of few scores, where a bracket costs more than it saves.
+
+    None where the ``k``-th largest is -inf, which scores that are not eligible stand for here, or NaN.
+    """
+    scores = part.read(0, part.numel)
+    if scores.dtype.itemsize < 4:
+        scores = scores.float()
+    if (eligible := part.read_eligible(0, part.numel)) is not None:
+        scores = scores.where(eligible, -math.inf)
+    if check_nan and scores.isnan().any():
+        raise ValueError(NAN)
+    threshold = scores.kthvalue(len(scores) - k + 1).values
+    if not threshold > -math.inf:
+        return None
+    if mask is not None:
+        above = torch.gt(scores, threshold, out=mask.view(-1))
+        ties = (scores == threshold).nonzero().view(-1)
+        above[ties[: k - int(torch.count_nonzero(above))]] = True
+    return threshold.to(part.dtype)
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:

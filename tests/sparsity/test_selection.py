@@ -59,6 +59,7 @@ def assert_equal(found, expected):
 @pytest.fixture
 def tiny_brackets(monkeypatch):
     """Sample, cut and collect already at a few hundred scores."""
+    monkeypatch.setattr(bracket, "DIRECT", 0)
     monkeypatch.setattr(bracket, "SMALL", 64)
     monkeypatch.setattr(bracket, "CHUNK", 512)
     monkeypatch.setattr(radix, "CHUNK", 300)
@@ -174,6 +175,20 @@ def test_brackets_over_many_pieces(seed, distinct, dtype, share):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("distinct", [1, 40, 10**6])
+def test_one_small_layer_is_read_whole(dtype, distinct):
+    generator = torch.Generator().manual_seed(distinct)
+    scores = (torch.randint(-distinct, distinct, (30, 90), generator=generator) / distinct).to(dtype)
+    eligible = torch.rand(scores.shape, generator=generator) < 0.3
+    for k in (1, 400, int(eligible.sum()), int(eligible.sum()) + 5, 2699):
+        out = torch.ones_like(eligible)
+        found = select([masked_scores(torch.abs, [scores], eligible)], k, out=[out])
+        assert_equal(found, reference([scores.abs()], k, [eligible]))
+        assert_equal([top_mask(scores, k)], reference([scores], k))
+        assert torch.equal(exact_threshold(scores, k), scores.flatten().sort().values[-k])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [1, 2, 1000, 100_000, 299_000, 320_098, 320_099])
 def test_bracket_hits_on_a_third_of_a_million(dtype, k):
     generator = torch.Generator().manual_seed(k)
@@ -251,8 +266,9 @@ def test_more_than_are_eligible(tiny_brackets):
 # ------------------------------------------------------------ layouts and arguments
 
 
-@pytest.mark.parametrize("chunk", [8, 4096])
-def test_layouts_in_memory(chunk, monkeypatch):
+@pytest.mark.parametrize(("direct", "chunk"), [(0, 8), (0, 4096), (1000, 8)])
+def test_layouts_in_memory(direct, chunk, monkeypatch):
+    monkeypatch.setattr(bracket, "DIRECT", direct)
     monkeypatch.setattr(bracket, "CHUNK", chunk)
     dense = torch.randint(0, 9, (6, 5, 4, 3), generator=torch.Generator().manual_seed(0)).float()
     eligible = dense.flip(0) > 2
