@@ -1,0 +1,44 @@
+"""Adapters for frozen backbones: SSF, bottleneck and deep prompts as tuners of peft, and a pair of adapters.
+
+Each name is imported on first use: the tuners extend peft's classes, and so need peft on import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_plasticity.continual.adapters.bottleneck import BottleneckConfig as BottleneckConfig
+    from lightning_plasticity.continual.adapters.configs import make_config as make_config
+    from lightning_plasticity.continual.adapters.configs import register as register
+    from lightning_plasticity.continual.adapters.pair import AdapterPair as AdapterPair
+    from lightning_plasticity.continual.adapters.prompt import DeepPromptConfig as DeepPromptConfig
+    from lightning_plasticity.continual.adapters.ssf import SSFConfig as SSFConfig
+
+_HOME = {
+    "AdapterPair": "pair",
+    "BottleneckConfig": "bottleneck",
+    "DeepPromptConfig": "prompt",
+    "SSFConfig": "ssf",
+    "make_config": "configs",
+    "register": "configs",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    """Import a part when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "peft":
+            raise
+        message = "adapters need peft: pip install 'lightning-plasticity[recipes]'"
+        raise ModuleNotFoundError(message, name="peft") from error
+
+
+def __dir__() -> list[str]:
+    """List the parts."""
+    return sorted({*globals(), *_HOME})
