@@ -1,5 +1,6 @@
 """Stability against plasticity: how much of its new data a client puts against the common memory."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from lightning_plasticity.entropy import binary_entropy
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.memory import Memory
-from lightning_plasticity.hopfield.operators import LocalSpectrum, residual_eigenvalues
+from lightning_plasticity.hopfield.operators import LocalSpectrum, energy, residual_eigenvalues
 
 PAIRS = 30_000  # entries of the operators that sign agreement looks at
 
@@ -63,8 +64,8 @@ def matches(examples: Tensor, vectors: Tensor) -> bool:
     m, k = len(examples), vectors.shape[1]
     if not k:
         return False
-    energy = float(((examples.to(vectors.dtype) @ vectors) ** 2).sum()) / m
-    return energy - k > 3 * (2 * k / m) ** 0.5
+    excess = energy(examples, vectors) * examples.shape[1] - k
+    return excess > 3 * math.sqrt(2 * k / m)
 
 
 def novelty(examples: Tensor, spectrum: LocalSpectrum, known: Tensor) -> float:
@@ -72,13 +73,12 @@ def novelty(examples: Tensor, spectrum: LocalSpectrum, known: Tensor) -> float:
 
     0 where nothing is known yet (all is equally new), or where the client has no outlier.
     """
-    outliers, (m, n) = spectrum.bulk.outliers, examples.shape
+    outliers = spectrum.bulk.outliers
     if not known.shape[1] or not outliers:
         return 0.0
     outside = residual_eigenvalues(examples, spectrum, known)
     fresh = float((outside - spectrum.bulk.edge).clamp(min=0)[:outliers].sum())
-    inside = float(((examples.double() @ known.to(examples.device)) ** 2).sum()) / (n * m)
-    old = max(inside - known.shape[1] * spectrum.bulk.noise / n, 0.0)
+    old = max(energy(examples, known) - known.shape[1] * spectrum.bulk.noise / examples.shape[1], 0.0)
     return fresh / (fresh + old + 1e-12)
 
 
@@ -96,8 +96,8 @@ def paper_plasticity(examples: Tensor, memory: Memory, config: FederationConfig)
     own = (1 + config.quality**2) / 2
     if config.controller == "agreement":
         return min(max((p - 0.5) / max(own - 0.5, 1e-9), 0.0), 1.0)
-    entropy, floor = binary_entropy(torch.tensor([p, own], dtype=torch.float64)).tolist()
-    return max(0.0, (entropy - floor) / max(1 - floor, 1e-9))
+    entropy, least = (float(h) for h in binary_entropy(torch.tensor([p, own], dtype=torch.float64)))
+    return max(0.0, (entropy - least) / max(1 - least, 1e-9))
 
 
 def pair_agreement(examples: Tensor, archetypes: Tensor, seed: int, skip_zeros: bool = True) -> float:

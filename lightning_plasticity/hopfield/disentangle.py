@@ -77,9 +77,9 @@ def candidates(eigenvectors: Tensor, seed: int, method: str = "l1") -> tuple[Ten
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn(starts, k, generator=generator, dtype=torch.float64).to(eigenvectors)
     run = _climb if method == "l1" else _layered
-    states = torch.cat([run(block, eigenvectors, generator) for block in w.split(max(1, BLOCK // n))])
+    states = torch.cat([run(block, eigenvectors, generator) for block in torch.split(w, max(1, BLOCK // n))])
     features = torch.cat(
-        [block.to(eigenvectors) @ eigenvectors for block in states.split(max(1, BLOCK // n))]
+        [block.to(eigenvectors) @ eigenvectors for block in torch.split(states, max(1, BLOCK // n))]
     ).double() / math.sqrt(n)
     scores = (features**2).sum(1)
     order = scores.argsort(descending=True, stable=True)
@@ -117,7 +117,7 @@ def _layered(w: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
     """The paper's dynamics: blocks of K layers start at one mixture, repel each other, and are noisy."""
     k = v.shape[1]
     states = list[Tensor]()
-    for block in w.split(k):
+    for block in torch.split(w, k):
         start = sign(block[:1] @ v.T)
         states.append(layered_dynamics(start.repeat(len(block), 1), start, v, generator).to(torch.int8))
     return torch.cat(states)

@@ -170,7 +170,7 @@ class Memory:
         wide = torch.float64 if cues.dtype == torch.float64 else torch.float32
         z = self.archetypes.to(cues.device, wide)
         pattern = torch.linalg.pinv(z.double() @ z.double().T / self.neurons, hermitian=True).to(wide) @ z
-        blocks = cues.split(max(1, BLOCK // self.neurons))
+        blocks = torch.split(cues, max(1, BLOCK // self.neurons))
         return torch.cat([_settle(block.to(wide), z, pattern, steps).to(cues.dtype) for block in blocks])
 
     def for_clients(self) -> "Memory":

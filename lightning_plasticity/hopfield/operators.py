@@ -30,12 +30,24 @@ def hebbian_product(examples: Tensor, columns: Tensor) -> Tensor:
     >>> hebbian_product(x, torch.eye(4))[0]
     tensor([ 0.2500, -0.2500,  0.2500,  0.2500])
     """
-    m, n = examples.shape
     out = torch.zeros_like(columns)
-    for tile in examples.split(max(1, TILE // n)):
+    for tile in tiles(examples):
         rows = tile.to(columns.dtype)
         out.addmm_(rows.T, rows @ columns)
-    return out.div_(n * max(m, 1))
+    return out / max(examples.numel(), 1)
+
+
+def tiles(examples: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    """Views of the examples, small enough to be converted one at a time."""
+    across = max(1, examples.numel() // max(examples.shape[dim], 1))
+    parts: tuple[Tensor, ...] = torch.split(examples, max(1, TILE // across), dim=dim)
+    return parts
+
+
+def energy(examples: Tensor, columns: Tensor) -> float:
+    """`||X B||^2 / (N M)`: share of the operator's trace inside orthonormal columns `B [N, b]`."""
+    parts = [((tile.to(columns.dtype) @ columns) ** 2).sum() for tile in tiles(examples)]
+    return float(torch.stack(parts).sum()) / examples.numel()
 
 
 @lru_cache(maxsize=2)
@@ -85,13 +97,15 @@ class LocalSpectrum:
         eigenvalues: `[k]` descending, all that were computed.
         vectors: `[N, K]` eigenvectors of the outliers.
         bulk: number of outliers `K`, edge and noise.
-        factor: `[N, k]` with `J = F F^T` (to the rank computed), or None where the Gram matrix is at hand.
+        factor: `[N, k]` with `J = F F^T` to the rank computed, or None where the Gram matrix is at hand.
+        gram: `X X^T / (N M)` or `X^T X / (N M)`, the smaller one, or None where both are large.
     """
 
     eigenvalues: Tensor
     vectors: Tensor
     bulk: Bulk
-    factor: Tensor | None
+    factor: Tensor | None = None
+    gram: Tensor | None = None
 
 
 def local_spectrum(examples: Tensor, basis: Tensor) -> LocalSpectrum:
@@ -110,13 +124,15 @@ def local_spectrum(examples: Tensor, basis: Tensor) -> LocalSpectrum:
             vectors, values = nystrom(hebbian_product(examples, vectors), vectors)
         bulk = find_outliers(values, n, size, most=min(most, max(1, len(values) - 2)))
         return LocalSpectrum(values, vectors[:, : bulk.outliers], bulk, vectors * values.sqrt().to(vectors))
-    values, rotation = torch.linalg.eigh(gram(examples))
+    small = gram(examples)
+    values, rotation = torch.linalg.eigh(small)
     values, rotation = values.flip(0).clamp(min=0), rotation.flip(1)
     bulk = find_outliers(values, n, size, most=most)
     top = rotation[:, : bulk.outliers]
     if m <= n:
-        top = (examples.T.double() @ top) / (values[: bulk.outliers] * n * m).clamp(min=1e-300).sqrt()
-    return LocalSpectrum(values, top.to(basis.dtype), bulk, None)
+        top = torch.cat([tile.T.double() @ top for tile in tiles(examples, dim=1)])
+        top = top / (values[: bulk.outliers] * n * m).clamp(min=1e-300).sqrt()
+    return LocalSpectrum(values, top.to(basis.dtype), bulk, gram=small)
 
 
 def gram(examples: Tensor) -> Tensor:
@@ -124,18 +140,24 @@ def gram(examples: Tensor) -> Tensor:
     m, n = examples.shape
     x = examples if m <= n else examples.T
     out = torch.zeros(x.shape[0], x.shape[0], dtype=torch.float64, device=examples.device)
-    for tile in x.split(max(1, TILE // max(x.shape[0], 1)), dim=1):
+    for tile in tiles(x, dim=1):
         wide = tile.double()
         out.addmm_(wide, wide.T)
-    return out / (n * m)
+    return out / max(examples.numel(), 1)
 
 
 def residual_eigenvalues(examples: Tensor, spectrum: LocalSpectrum, known: Tensor) -> Tensor:
     """Eigenvalues, descending, of a client's operator outside the orthonormal columns of `known [N, b]`."""
     if spectrum.factor is not None:
-        factor = spectrum.factor - known.to(spectrum.factor) @ (known.T.to(spectrum.factor) @ spectrum.factor)
-        return torch.linalg.eigvalsh((factor.T @ factor).double()).flip(0)
-    m, n = examples.shape
-    rows = examples.double()
-    outside = rows - (rows @ known.double()) @ known.double().T
-    return torch.linalg.eigvalsh(outside @ outside.T if m <= n else outside.T @ outside).flip(0) / (n * m)
+        b = known.to(spectrum.factor)
+        outside = spectrum.factor - b @ (b.T @ spectrum.factor)
+        return torch.linalg.eigvalsh((outside.T @ outside).double()).flip(0)
+    assert spectrum.gram is not None
+    (m, n), b = examples.shape, known.double()
+    if m <= n:
+        inside = torch.cat([tile.double() @ b for tile in tiles(examples)])
+        outside = spectrum.gram - inside @ inside.T / (n * m)
+    else:
+        half = spectrum.gram - b @ (b.T @ spectrum.gram)
+        outside = half - (half @ b) @ b.T
+    return torch.linalg.eigvalsh(outside).flip(0)

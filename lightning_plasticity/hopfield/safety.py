@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.memory import Memory
 from lightning_plasticity.hopfield.messages import WIDTH, column, stamp
+from lightning_plasticity.hopfield.operators import tiles
 
 REASONS = (  # the code in a table's "rejected" column is the index here
     "",
@@ -29,9 +30,9 @@ def inspect_examples(examples: Tensor, memory: Memory, config: FederationConfig)
     """Code of what is wrong with a client's batch; 0 for nothing (an empty one is normal)."""
     if examples.dim() != 2 or examples.shape[1] != memory.neurons:
         return 1
-    if examples.is_floating_point() and not bool(torch.isfinite(examples).all()):
+    if examples.is_floating_point() and not all(bool(torch.isfinite(tile).all()) for tile in tiles(examples)):
         return 2
-    if not bool((examples.abs() == 1).all()):
+    if not all(bool((tile.abs() == 1).all()) for tile in tiles(examples)):
         return 3
     if 0 < len(examples) < config.min_examples:
         return 4

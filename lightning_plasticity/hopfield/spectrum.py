@@ -67,7 +67,7 @@ def marchenko_pastur_edge(
 def cushion(neurons: int, examples: float) -> float:
     """Relative room above the edge for the largest eigenvalue of noise at finite size (Tracy-Widom)."""
     root_m, root_n = math.sqrt(max(examples, 1.0)), math.sqrt(neurons)
-    return TRACY_WIDOM * (1 / root_m + 1 / root_n) ** (1 / 3) / (root_m + root_n)
+    return TRACY_WIDOM * math.cbrt(1 / root_m + 1 / root_n) / (root_m + root_n)
 
 
 def signal_strength(eigenvalues: Tensor, noise: float, neurons: int, examples: float) -> Tensor:
