@@ -1,14 +1,22 @@
-"""What a stream of archetypes is made of: who takes part in a federation, and what there is to see when."""
+"""What a federation's clients see: noisy views of hidden archetypes, round by round.
+
+Knows nothing of Lightning, as clients elsewhere have no Trainer. Everything in a round follows from seed,
+round and client alone, so that each client can draw its own part, wherever it runs.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_plasticity.data.patterns import corrupt, signs
+from lightning_plasticity.data.splits import generator_for
+
 Attack = Literal["noise", "fake", "ones", "replay", "nan"]
+
+_PRESENT, _EXAMPLES, _CUES, _MOVES, _FAKES = range(1, 6)  # the random streams of a seed
 
 
 @dataclass(frozen=True)
@@ -43,37 +51,35 @@ class Clients:
     def __post_init__(self) -> None:
         """Checks what can be checked without the archetypes."""
         if self.number < 1:
-            raise MisconfigurationException(f"clients.number={self.number} must be 1 or more")
+            raise ValueError(f"clients.number={self.number} must be 1 or more")
         for name in ("examples", "quality", "supports"):
             values = getattr(self, name)
             if isinstance(values, Sequence) and len(values) != self.number:
-                raise MisconfigurationException(
+                raise ValueError(
                     f"clients.{name}={values} must have one entry for each of {self.number} clients"
                 )
         if min(_each(self.examples)) < 0:
-            raise MisconfigurationException(f"clients.examples={self.examples} must not be negative")
+            raise ValueError(f"clients.examples={self.examples} must not be negative")
         if not all(0 <= quality <= 1 for quality in _each(self.quality)):
-            raise MisconfigurationException(f"clients.quality={self.quality} must lie in [0, 1]")
+            raise ValueError(f"clients.quality={self.quality} must lie in [0, 1]")
         unknown = sorted(set(self.attackers) - set(get_args(Attack)))
         if unknown:
-            raise MisconfigurationException(
-                f"clients.attackers={unknown} must be of {', '.join(get_args(Attack))}"
-            )
+            raise ValueError(f"clients.attackers={unknown} must be of {', '.join(get_args(Attack))}")
         if not 0 <= self.absence < 1:
-            raise MisconfigurationException(f"clients.absence={self.absence} must be 0 or more and below 1")
+            raise ValueError(f"clients.absence={self.absence} must be 0 or more and below 1")
         strangers = sorted(set(self.leaving) - set(range(self.number + len(self.attackers))))
         if strangers:
-            raise MisconfigurationException(f"clients.leaving names clients that there are not: {strangers}")
+            raise ValueError(f"clients.leaving names clients that there are not: {strangers}")
 
     def check(self, num_archetypes: int) -> None:
         """Checks the supports against the archetypes.
 
         Raises:
-            MisconfigurationException: if a support names an archetype that there is not.
+            ValueError: if a support names an archetype that there is not.
         """
         for client, support in enumerate(self.supports or []):
             if not all(0 <= archetype < num_archetypes for archetype in support):
-                raise MisconfigurationException(
+                raise ValueError(
                     f"clients.supports[{client}]={support} must name archetypes 0 to {num_archetypes - 1}"
                 )
 
@@ -124,7 +130,7 @@ class Exposure:
         """Checks the settings against the archetypes and the stream's length.
 
         Raises:
-            MisconfigurationException: if a setting is out of range.
+            ValueError: if a setting is out of range.
         """
         old = num_archetypes - self.novel
         limits: Mapping[str, tuple[float, float, float]] = {
@@ -137,7 +143,7 @@ class Exposure:
         }
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
-                raise MisconfigurationException(
+                raise ValueError(
                     f"exposure.{name}={value} must lie between {low} and {high:g} "
                     f"({num_archetypes} archetypes, {rounds} rounds)"
                 )
@@ -156,3 +162,136 @@ class Exposure:
 
 def _each(values: float | list[int] | list[float]) -> Sequence[float]:
     return values if isinstance(values, list) else [values]
+
+
+class Cues(NamedTuple):
+    """Corrupted archetypes for retrieval.
+
+    Attributes:
+        cues: +-1, float32 `[B, N]`.
+        originals: what each was before it was corrupted, `[B, N]`.
+        labels: which archetype that is, int64 `[B]`.
+    """
+
+    cues: Tensor
+    originals: Tensor
+    labels: Tensor
+
+
+class Federation:
+    """The examples of every client in every round, from hidden archetypes that only the caller knows.
+
+    An example of archetype `xi` keeps each pixel of it with probability `(1 + r)/2` and has it flipped
+    otherwise; `r` is the client's quality.
+
+    Args:
+        start: archetypes of round 0, +-1 `[K, N]`.
+        clients: who takes part.
+        exposure: what there is to see.
+        rounds: length of the stream, over which drift is spread.
+        seed: of everything random.
+
+    Raises:
+        ValueError: if settings do not fit each other.
+
+    Example:
+        >>> federation = Federation(torch.ones(2, 50), Clients(number=2, examples=[30, 40]))
+        >>> federation.examples(round=7, client=1).shape
+        torch.Size([40, 50])
+    """
+
+    def __init__(
+        self,
+        start: Tensor,
+        clients: Clients,
+        exposure: Exposure | None = None,
+        rounds: int = 24,
+        seed: int = 0,
+    ) -> None:
+        self.start, self.clients, self.exposure = start, clients, exposure or Exposure()
+        self.rounds, self.seed = rounds, seed
+        self.clients.check(len(start))
+        self.exposure.check(len(start), rounds)
+        self.num_features = start.shape[1]
+        self.num_clients = clients.number + len(clients.attackers)
+        self._moved = [start]
+
+    def archetypes(self, round: int = 0) -> Tensor:
+        """The hidden truth of a round, +-1 float32 `[K, N]`; other rounds differ only with `movement`."""
+        if not self.exposure.movement:
+            return self.start
+        while len(self._moved) <= round:
+            draw = torch.rand(self.start.shape, generator=generator_for(self.seed, len(self._moved), _MOVES))
+            self._moved.append(torch.where(draw < self.exposure.movement, -1.0, 1.0) * self._moved[-1])
+        return self._moved[round]
+
+    def mixture(self, round: int, client: int) -> Tensor:
+        """Shares `[K]` of the archetypes in what an honest client sees; zeros if it sees nothing."""
+        shares = self.exposure.mixture(round, len(self.start), self.rounds)
+        support = self.clients.supports[client] if self.clients.supports is not None else None
+        if support is not None:
+            kept = torch.zeros_like(shares)
+            kept[support] = shares[support]
+            shares = kept / kept.sum() if float(kept.sum()) > 0 else kept
+        return shares
+
+    def present(self, round: int) -> Tensor:
+        """Which clients take part in a round, bool `[clients]`."""
+        draw = torch.rand(self.num_clients, generator=generator_for(self.seed, round, _PRESENT))
+        here = draw >= self.clients.absence
+        for client, last in self.clients.leaving.items():
+            here[client] &= round < last
+        return here
+
+    def seen(self, round: int) -> Tensor:
+        """Which archetypes an honest client has had the chance to see by the end of a round, bool `[K]`."""
+        shares = [
+            self.mixture(t, client)
+            for t in range(round + 1)
+            for client in self.present(t)[: self.clients.number].nonzero().flatten().tolist()
+            if self.clients.size(client) > 0
+        ]
+        return torch.stack(shares).sum(0) > 0 if shares else torch.zeros(len(self.start), dtype=torch.bool)
+
+    def examples(self, round: int, client: int) -> Tensor:
+        """What a client brings to a round, +-1 float32 `[M, N]`, `M = 0` if it is away or sees nothing.
+
+        Args:
+            round: from 0; there is no last one.
+            client: honest clients come first, then the attackers.
+        """
+        if not 0 <= client < self.num_clients or not bool(self.present(round)[client]):
+            return torch.zeros(0, self.num_features)
+        attack = self.clients.attack(client)
+        drawn_in = 0 if attack == "replay" else round
+        seeds = torch.randint(
+            2**62, (self.num_clients,), generator=generator_for(self.seed, drawn_in, _EXAMPLES)
+        )
+        generator = torch.Generator().manual_seed(int(seeds[client]))
+        size, quality = self.clients.size(client), self.clients.reliability(client)
+        if attack in ("noise", "ones"):
+            noise = signs((size, self.num_features), generator)
+            return noise if attack == "noise" else torch.ones_like(noise)
+        if attack == "fake":
+            fake = signs((1, self.num_features), generator_for(self.seed + client, stream=_FAKES))
+            return corrupt(fake.expand(size, -1), (1 - quality) / 2, generator)
+        shares = self.mixture(drawn_in, client if attack is None else 0)
+        if not bool(shares.any()) or size == 0:
+            return torch.zeros(0, self.num_features)
+        chosen = torch.multinomial(shares, size, replacement=True, generator=generator)
+        examples = corrupt(self.archetypes(drawn_in)[chosen], (1 - quality) / 2, generator)
+        if attack == "nan":
+            examples[0, 0] = torch.nan
+        return examples
+
+    def cues(self, round: int, corruption: float = 0.2, copies: int = 10) -> Cues:
+        """Corrupted copies of every archetype seen by the end of a round.
+
+        Args:
+            round: from 0.
+            corruption: probability that a pixel is flipped.
+            copies: of each archetype.
+        """
+        labels = self.seen(round).nonzero().flatten().repeat_interleave(copies)
+        originals = self.archetypes(round)[labels]
+        return Cues(corrupt(originals, corruption, generator_for(self.seed, round, _CUES)), originals, labels)
