@@ -10,11 +10,17 @@ if TYPE_CHECKING:
     from lightning_plasticity.data.archetypes import ArchetypeStream as ArchetypeStream
     from lightning_plasticity.data.images import ImageData as ImageData
     from lightning_plasticity.data.intensity import IntensityData as IntensityData
+    from lightning_plasticity.data.latents import LatentData as LatentData
+    from lightning_plasticity.data.trajectories import TrackData as TrackData
+    from lightning_plasticity.data.sessions import ClassIncrementalData as ClassIncrementalData
 
 _HOME = {
     "ArchetypeStream": "archetypes",
+    "ClassIncrementalData": "sessions",
     "ImageData": "images",
     "IntensityData": "intensity",
+    "LatentData": "latents",
+    "TrackData": "trajectories",
 }
 
 __all__ = sorted(_HOME)

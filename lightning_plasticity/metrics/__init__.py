@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning_plasticity.metrics.archetype_overlap import ArchetypeOverlap as ArchetypeOverlap
+    from lightning_plasticity.metrics.continual_accuracy import ContinualAccuracy as ContinualAccuracy
 
 _HOME = {
     "ArchetypeOverlap": "archetype_overlap",
+    "ContinualAccuracy": "continual_accuracy",
 }
 
 __all__ = sorted(_HOME)

@@ -1,8 +1,8 @@
 """AdaptFormer's bottleneck beside the MLP of a transformer block (Chen et al., NeurIPS 2022).
 
 ``A(x) = scale * Up(Dropout(ReLU(Down(x))))``, and a block becomes ``x1 = x + attention(norm1(x))``,
-``x2 = x1 + MLP(norm2(x1)) + A(x1)``: the branch reads the stream *before* ``norm2``. ``Up`` starts at zero, so
-that the untrained adapter changes nothing.
+``x2 = x1 + MLP(norm2(x1)) + A(x1)``: the branch reads the stream *before* ``norm2``. ``Up`` starts at
+zero, so that the untrained adapter changes nothing.
 """
 
 import math
@@ -23,7 +23,8 @@ class BottleneckConfig(TunerConfig):
     """A bottleneck in parallel to the MLP of each block.
 
     Args:
-        target_modules: see ``TunerConfig``, here blocks; None: all pre-norm blocks with a ``norm2`` and an ``mlp``.
+        target_modules: see ``TunerConfig``, here blocks; None: all pre-norm blocks with a ``norm2`` and an
+            ``mlp``.
         exclude_modules: see ``TunerConfig``.
         bottleneck: width of the bottleneck.
         dropout: in the bottleneck, while training.
@@ -78,7 +79,7 @@ def run_beside(block: Any, branches: Iterable[nn.Module], x: Tensor, *args: Any,
 
 
 class BlockWithBranches(nn.Module):
-    """A block with fixed branches: what is left when peft is taken away, for a ReLU can't be folded into weights."""
+    """A block with fixed branches: what is left without peft, for a ReLU can't be folded into weights."""
 
     def __init__(self, block: nn.Module, branches: Iterable[nn.Module]) -> None:
         super().__init__()

@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def register() -> None:
     """Make peft know SSF, the bottleneck and deep prompts, as often as it is called.
 
-    peft's own ``register_peft_method`` takes only the names of a closed list, so that the tables behind it are
-    filled in directly.
+    peft's own ``register_peft_method`` takes only the names of a closed list, so that the tables behind it
+    are filled in directly.
 
     Raises:
         RuntimeError: if this version of peft has no such tables.
@@ -57,9 +57,9 @@ def make_config(config: Any, backbone: nn.Module) -> Any:
     """Give the configuration of peft that a user means.
 
     Args:
-        config: any ``PeftConfig``; or the name of a method: ``"ssf"``, ``"bottleneck"``, ``"deep_prompt"`` or one of
-            peft's (``"lora"``, ``"ia3"``, ``"ln_tuning"`` ...); or a mapping of ``method`` and its settings, as
-            YAML has it; or None for ``default_config``.
+        config: any ``PeftConfig``; or the name of a method: ``"ssf"``, ``"bottleneck"``, ``"deep_prompt"``
+            or one of peft's (``"lora"``, ``"ia3"``, ``"ln_tuning"`` ...); or a mapping of ``method`` and
+            its settings, as YAML has it; or None for ``default_config``.
         backbone: the network to adapt.
 
     Returns:

@@ -25,10 +25,10 @@ class AdapterPair(nn.Module):
     """A backbone and its two adapters of the same kind, ``fast`` and ``slow``, in one network.
 
     Three learners share the backbone's weights: ``fast`` is trained, ``slow`` is a frozen copy of it
-    (``hand_over``), ``pretrained`` is the backbone alone. peft selects adapters by switching the network, which
-    also switches what can be trained: gradients of a forward through ``fast`` are lost, without an error, when
-    ``slow`` is made active before ``backward``. Here ``fast`` is the active adapter always, and the others are
-    read in a context that touches nothing that gradients depend on.
+    (``hand_over``), ``pretrained`` is the backbone alone. peft selects adapters by switching the network,
+    which also switches what can be trained: gradients of a forward through ``fast`` are lost, without an
+    error, when ``slow`` is made active before ``backward``. Here ``fast`` is the active adapter always,
+    and the others are read in a context that touches nothing that gradients depend on.
 
     The backbone stays in eval mode, BatchNorm too, whatever ``train()`` is called with: that reaches the fast
     adapter alone.
@@ -44,7 +44,7 @@ class AdapterPair(nn.Module):
         peft_config: the adapters' configuration, with their modules filled in.
 
     Raises:
-        ValueError: for a configuration that doesn't fit the backbone, or a backbone that has adapters already.
+        ValueError: for a configuration that doesn't fit the backbone, or one that has adapters already.
         ModuleNotFoundError: if peft is missing.
 
     Example:
@@ -89,8 +89,9 @@ class AdapterPair(nn.Module):
 
         Args:
             images: ``[B, C, H, W]``.
-            learner: ``"fast"``: with gradients, and dropout while training; ``"slow"`` or ``"pretrained"``: in
-                eval mode and without gradients. Can be mixed at will before ``backward``.
+            learner: ``"fast"``: with gradients, and dropout while training; ``"slow"`` or
+                ``"pretrained"``: in eval mode and without gradients. Can be mixed at will before
+                ``backward``.
 
         Returns:
             ``[B, d]``.
@@ -114,7 +115,7 @@ class AdapterPair(nn.Module):
 
     @contextmanager
     def _reading(self, learner: str) -> Iterator[None]:
-        """Let the network act as another learner: flags only, no ``requires_grad``, and back whatever happens."""
+        """Let the network act as another learner, by flags alone; they are put back whatever happens."""
         layers: list[Any] = [
             module for module in self.model.modules() if hasattr(module, "_disable_adapters")
         ]
@@ -178,7 +179,7 @@ class AdapterPair(nn.Module):
             tensor.copy_(state[name])
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write both adapters in peft's format, ``fast/`` and ``slow/``, and which backbone they belong to."""
+        """Write both adapters in peft's format, ``fast/`` and ``slow/``, and whose backbone they are for."""
         self.model.save_pretrained(str(folder))
         (Path(folder) / _ABOUT).write_text(json.dumps(self.about, indent=2))
 

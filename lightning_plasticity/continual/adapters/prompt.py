@@ -1,7 +1,7 @@
 """Deep prompts: learned tokens for every block of a vision transformer (VPT-deep, Jia et al., ECCV 2022).
 
-``[x_l; _] = block_l([x_{l-1}; P_l])``: the prompts ``P_l`` are put after the tokens of the image, and what the
-block makes of them is thrown away.
+``[x_l; _] = block_l([x_{l-1}; P_l])``: the prompts ``P_l`` are put after the tokens of the image, and what
+the block makes of them is thrown away.
 """
 
 import math
@@ -27,8 +27,9 @@ class DeepPromptConfig(TunerConfig):
         target_modules: see ``TunerConfig``, here blocks; None: all blocks of timm's VisionTransformer.
         exclude_modules: see ``TunerConfig``.
         num_tokens: prompts per block.
-        init: ``"uniform"``: in +- sqrt(6 / (2 d)), Xavier's for width d; ``"zeros"``, as SAFE's authors have it:
-            ``norm1`` magnifies the first gradients by 1 / sqrt(eps), 1000-fold, for its input has no variance.
+        init: ``"uniform"``: in +- sqrt(6 / (2 d)), Xavier's for width d; ``"zeros"``, as SAFE's authors
+            have it: ``norm1`` magnifies the first gradients by 1 / sqrt(eps), 1000-fold, for its input has
+            no variance.
 
     Raises:
         ValueError: for a setting out of range.

@@ -26,11 +26,11 @@ class SSFConfig(TunerConfig):
     """Scale and shift of a network's channels.
 
     Args:
-        target_modules: see ``TunerConfig``; None: the normalisation layers of a network with BatchNorm, and all
-            linear, convolution and normalisation layers of any other.
+        target_modules: see ``TunerConfig``; None: the normalisation layers of a network with BatchNorm,
+            and all linear, convolution and normalisation layers of any other.
         exclude_modules: see ``TunerConfig``.
-        init: ``"identity"``: scale 1, shift 0; ``"noise"``: scale N(1, 0.02^2), shift N(0, 0.02^2), as the authors
-            have it, so that the untrained adapter already changes the features.
+        init: ``"identity"``: scale 1, shift 0; ``"noise"``: scale N(1, 0.02^2), shift N(0, 0.02^2), as the
+            authors have it, so that the untrained adapter already changes the features.
 
     Raises:
         ValueError: for another ``init``.

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -78,7 +78,7 @@ class Tuner(BaseTuner):
     """Wraps each module that a configuration names into this method's layer."""
 
     tuner_layer_cls: type[Layer]
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
     fitting = ""  # what a module must be, in words
 
     def fits(self, module: nn.Module) -> bool:
@@ -100,8 +100,8 @@ class Tuner(BaseTuner):
             names = [re.escape(name) for name in self._default_targets()]
             if not names:
                 raise ValueError(
-                    f"{type(peft_config).__name__}: {type(self.model).__name__} has no {self.fitting} to adapt; "
-                    f"use another method"
+                    f"{type(peft_config).__name__}: {type(self.model).__name__} has no {self.fitting} to "
+                    f"adapt; use another method"
                 )
             # an expression: peft takes names in a list for endings, and 'bn1' ends many a name
             peft_config.target_modules = "|".join(names)
@@ -122,8 +122,8 @@ class Tuner(BaseTuner):
             return
         if not self.fits(target):
             raise ValueError(
-                f"{type(peft_config).__name__}: target module {current_key!r} is a {type(target).__name__}; it must "
-                f"be a {self.fitting}"
+                f"{type(peft_config).__name__}: target module {current_key!r} is a {type(target).__name__}; it "
+                f"must be a {self.fitting}"
             )
         layer = self.tuner_layer_cls(target)
         layer.update_layer(adapter_name, peft_config)
