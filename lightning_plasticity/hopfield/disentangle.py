@@ -9,7 +9,7 @@ from torch import Tensor
 SAME = 0.9  # absolute overlap from which two candidates are one
 RESIDUAL = 0.1  # least share of a state's energy outside the span of those chosen before
 STEPS = 40
-LAM_STEPS, LAM_BETA, LAM_REPULSION, LAM_FIELD = 50, 2.5, 0.2, 0.1  # the paper's defaults
+LAM_STEPS, LAM_LAYERS, LAM_BETA, LAM_REPULSION, LAM_FIELD = 50, 3, 2.5, 0.2, 0.1  # the paper's defaults
 BLOCK = 1 << 23  # entries of states held in floating point at once
 
 
@@ -114,38 +114,35 @@ def _climb(w: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
 
 
 def _layered(w: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
-    """The paper's dynamics: blocks of K layers start at one mixture, repel each other, and are noisy."""
-    k = v.shape[1]
-    states = list[Tensor]()
-    for block in torch.split(w, k):
-        start = sign(block[:1] @ v.T)
-        states.append(layered_dynamics(start.repeat(len(block), 1), start, v, generator).to(torch.int8))
-    return torch.cat(states)
+    """The paper's dynamics on the projector, `LAM_LAYERS` layers from each start."""
+    field = sign(w @ v.T)[:, None]
+    state = field.repeat(1, LAM_LAYERS, 1)
+    return layered_dynamics(state, field, lambda s: (s @ v) @ v.T, generator).flatten(0, 1).to(torch.int8)
 
 
-def layered_dynamics(state: Tensor, field: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
-    """LAM/TAM (paper): `h^a = P s^a - (lambda/N) sum_{b != a} (P s^b)(s^b . P s^a) + H x`, in factor form.
+def layered_dynamics(
+    state: Tensor, field: Tensor, kernel: Callable[[Tensor], Tensor], generator: torch.Generator
+) -> Tensor:
+    """LAM (TAM for three layers), the paper's dynamics: layers of a block repel each other, and are noisy.
 
-    `s^a <- sign(tanh(beta h^a) + u)`, `u` uniform on [-1, 1]; the external field stays clamped to the mixture
-    `x` (as the paper's text has it; its code feeds the state back).
+    `h^a = J s^a - (lambda/N) sum_{b != a} (J s^b)(s^b . J s^a) + H x`, `s^a <- sign(tanh(beta h^a) + u)`, `u`
+    uniform on [-1, 1]. The field stays clamped to the mixture `x`, as the paper's text has it (its code feeds
+    the state back), and the last update is without noise and field.
 
     Args:
-        state: `s [P, N]`, one row a layer.
-        field: `x [1, N]`.
-        v: `V [N, K]` of the projector `P = V V^T`.
+        state: `s [B, P, N]`, `P` layers of `B` blocks.
+        field: `x [B, 1, N]`.
+        kernel: the product of states `[..., N]` with `J` or the projector.
         generator: of the noise.
     """
-    n = v.shape[0]
+    n, layers = state.shape[-1], state.shape[-2]
+    others = (1 - torch.eye(layers, dtype=state.dtype, device=state.device)) * LAM_REPULSION / n
     for _ in range(LAM_STEPS):
-        projected = (state @ v) @ v.T
-        overlap = projected @ state.T / n  # [a, b]: s^b . P s^a / N
-        overlap.fill_diagonal_(0)
-        h = projected - LAM_REPULSION * overlap @ projected + LAM_FIELD * field
-        noise = torch.rand(state.shape, generator=generator, dtype=torch.float64).to(state) * 2 - 1
-        state = sign(torch.tanh(LAM_BETA * h) + noise)
-    for _ in range(5):  # settle: what is left of the noise is not part of a memory
-        state = sign((state @ v) @ v.T)
-    return state
+        driven = kernel(state)
+        repulsion = ((driven @ state.mT) * others) @ driven
+        noise = torch.rand(state.shape, generator=generator, dtype=state.dtype).to(state.device) * 2 - 1
+        state = sign(torch.tanh(LAM_BETA * (driven - repulsion + LAM_FIELD * field)) + noise)
+    return sign(kernel(state))
 
 
 def _projection_mean(gamma: Tensor, signal: float) -> Tensor:

@@ -54,7 +54,8 @@ def energy(examples: Tensor, columns: Tensor) -> float:
 def _basis(neurons: int, width: int, seed: int, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(neurons, width, generator=generator, dtype=dtype)
-    return torch.linalg.qr(normal)[0]
+    basis: Tensor = torch.linalg.qr(normal)[0]
+    return basis
 
 
 def shared_basis(neurons: int, width: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -151,7 +152,7 @@ def residual_eigenvalues(examples: Tensor, spectrum: LocalSpectrum, known: Tenso
     if spectrum.factor is not None:
         b = known.to(spectrum.factor)
         outside = spectrum.factor - b @ (b.T @ spectrum.factor)
-        return torch.linalg.eigvalsh((outside.T @ outside).double()).flip(0)
+        return _descending((outside.T @ outside).double())
     assert spectrum.gram is not None
     (m, n), b = examples.shape, known.double()
     if m <= n:
@@ -160,4 +161,9 @@ def residual_eigenvalues(examples: Tensor, spectrum: LocalSpectrum, known: Tenso
     else:
         half = spectrum.gram - b @ (b.T @ spectrum.gram)
         outside = half - (half @ b) @ b.T
-    return torch.linalg.eigvalsh(outside).flip(0)
+    return _descending(outside)
+
+
+def _descending(symmetric: Tensor) -> Tensor:
+    values: Tensor = torch.linalg.eigvalsh(symmetric)
+    return values.flip(0)
