@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning_plasticity.data.archetypes import ArchetypeStream as ArchetypeStream
+    from lightning_plasticity.data.drift import DriftData as DriftData
     from lightning_plasticity.data.images import ImageData as ImageData
     from lightning_plasticity.data.intensity import IntensityData as IntensityData
     from lightning_plasticity.data.latents import LatentData as LatentData
-    from lightning_plasticity.data.trajectories import TrackData as TrackData
     from lightning_plasticity.data.sessions import ClassIncrementalData as ClassIncrementalData
+    from lightning_plasticity.data.trajectories import TrackData as TrackData
 
 _HOME = {
     "ArchetypeStream": "archetypes",
     "ClassIncrementalData": "sessions",
+    "DriftData": "drift",
     "ImageData": "images",
     "IntensityData": "intensity",
     "LatentData": "latents",

@@ -175,7 +175,7 @@ class SessionImages(Dataset[tuple[Tensor, ...]]):
         return tuple(value[0] for value in self.__getitems__([row]))
 
     def __getitems__(self, rows: Sequence[int]) -> tuple[Tensor, ...]:
-        """Give a batch: float32 ``[B, 3, size, size]``, labels ``[B]``, with ``with_index`` numbers ``[B]``."""
+        """Give a batch: float32 ``[B, 3, size, size]``, labels ``[B]``, maybe numbers ``[B]``."""
         at = torch.as_tensor(rows)
         images = torch.empty(len(at), 3, self.size, self.size)
         for number, selection in enumerate(self.selections):

@@ -276,8 +276,8 @@ class ClassIncrementalData(LightningDataModule):
                 )
             if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= total:
                 raise MisconfigurationException(
-                    f"max_epochs={trainer.max_epochs}: the sessions take {self.epochs_per_session} epochs; give "
-                    f"the Trainer max_epochs={total}."
+                    f"max_epochs={trainer.max_epochs}: the sessions take {self.epochs_per_session} epochs; "
+                    f"give the Trainer max_epochs={total}."
                 )
         images = self._images([self.session_of_epoch(epoch)], "train", augment=True)
         sampler = EpochSampler(images, self.seed, *self._processes())

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -78,7 +78,6 @@ class Tuner(BaseTuner):
     """Wraps each module that a configuration names into this method's layer."""
 
     tuner_layer_cls: type[Layer]
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
     fitting = ""  # what a module must be, in words
 
     def fits(self, module: nn.Module) -> bool:
@@ -122,8 +121,8 @@ class Tuner(BaseTuner):
             return
         if not self.fits(target):
             raise ValueError(
-                f"{type(peft_config).__name__}: target module {current_key!r} is a {type(target).__name__}; it "
-                f"must be a {self.fitting}"
+                f"{type(peft_config).__name__}: target module {current_key!r} is a {type(target).__name__}; "
+                f"it must be a {self.fitting}"
             )
         layer = self.tuner_layer_cls(target)
         layer.update_layer(adapter_name, peft_config)
