@@ -58,6 +58,37 @@ def magnetisation(found: Tensor, truth: Tensor) -> Tensor:
     return overlap.amax(0) if len(overlap) else overlap.new_zeros(len(truth))
 
 
+def forgetting(overlaps: Tensor) -> Tensor:
+    """How far each archetype has fallen from its best overlap, `[K]`; NaN for one never seen.
+
+    Args:
+        overlaps: `[T, K]` over time, NaN before an archetype is seen.
+
+    Example:
+        >>> forgetting(torch.tensor([[1.0, torch.nan], [0.75, 0.5], [0.5, 1.0]]))
+        tensor([0.5000, 0.0000])
+    """
+    last = overlaps[-1]
+    return overlaps.nan_to_num(-torch.inf).amax(0).maximum(last) - last
+
+
+def latency(overlaps: Tensor, threshold: float = 0.9) -> Tensor:
+    """Rounds from an archetype's first appearance until it is known, `[K]`: 1 is at once, infinity is never.
+
+    Args:
+        overlaps: `[T, K]` after every round, NaN before an archetype is seen.
+        threshold: overlap from which on it counts as known.
+
+    Example:
+        >>> latency(torch.tensor([[1.0, torch.nan], [1.0, 0.5], [1.0, 1.0]])).tolist()
+        [1.0, 2.0]
+    """
+    rounds = torch.arange(1.0, len(overlaps) + 1).unsqueeze(1)
+    first = torch.where(overlaps.isnan(), torch.inf, rounds).amin(0)
+    known = torch.where(overlaps >= threshold, rounds, torch.inf).amin(0)
+    return torch.where(known.isinf(), torch.inf, known - first + 1)
+
+
 class ArchetypeOverlap(Metric):
     """Overlap of true archetypes with found ones after Hungarian matching, in absolute value.
 
