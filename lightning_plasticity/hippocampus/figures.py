@@ -1,0 +1,226 @@
+"""Figures: what was learned, and what happens in the dark."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_plasticity.figures import BLUE, GREY, ORANGE, VERMILLION, colors, new_figure, plot_spread
+from lightning_plasticity.metrics.ring_score import aligned_profile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lightning_plasticity.hippocampus.analysis import Darkness
+    from lightning_plasticity.hippocampus.latents import WakeAndSleep
+    from lightning_plasticity.hippocampus.module import HippocampalFormation
+
+
+def of_module(module: "HippocampalFormation") -> "Mapping[str, Figure]":
+    """All figures that a module has data for, by name; of its first model where it is of one."""
+    drawn: dict[str, Figure] = {}
+    if module.recorder.minutes:
+        drawn["prediction_error"] = prediction_error_figure(*module.recorder.history())
+        drawn["rates"] = rates_figure(module)
+    if module.settings.task == "track":
+        drawn["ring"] = ring_figure(module)
+        drawn["rate_maps"] = rate_maps_figure(module)
+    return drawn
+
+
+def prediction_error_figure(minutes: Sequence[float], errors: Tensor) -> "Figure":
+    """Averaged |basal - apical| of both layers over simulated time, mean and spread over models.
+
+    Args:
+        minutes: simulated `[N]`.
+        errors: of HPC and MEC `[N, M, 2]`.
+    """
+    figure = new_figure(
+        title="Prediction error over training", xlabel="simulated time (min)", ylabel="mean |basal - apical| (rate)"
+    )
+    axes = figure.axes[0]
+    for layer, name in enumerate(("HPC", "MEC")):
+        values = errors[..., layer]
+        spread = values.std(1) if values.shape[1] > 1 else torch.zeros(len(values))
+        plot_spread(axes, list(minutes), values.mean(1).tolist(), spread.tolist(), label=name, marker="")
+    axes.set_yscale("log")
+    axes.legend()
+    return figure
+
+
+def rates_figure(module: "HippocampalFormation", seconds: float = 2.0) -> "Figure":
+    """Rates of the last seconds of training, and which dendrite drove each layer."""
+    last, dt = module.recorder.last, module.settings.dt
+    steps = min(round(seconds / dt), len(last["p"]))
+    figure = new_figure(
+        3, 1, title="The last seconds of training", xlabel="time (s)", height=7.0, sharex=True, height_ratios=[3, 3, 1]
+    )
+    extent = (0.0, steps * dt)
+    for axes, name, label in zip(figure.axes, ("p", "g"), ("HPC cell", "MEC cell"), strict=False):
+        rates = last[name][-steps:].T
+        image = axes.imshow(
+            rates, aspect="auto", origin="lower", cmap="viridis", extent=(*extent, 0, len(rates)), interpolation="none"
+        )
+        axes.set_ylabel(label)
+        axes.grid(False)
+        figure.colorbar(image, ax=axes, label="rate")
+    axes = figure.axes[2]
+    sleep = module.gate.fractions(module.state.step - steps, steps)
+    time = torch.arange(steps) * dt
+    axes.step(time, sleep[:, 0], where="post", label="HPC")
+    axes.step(time, sleep[:, 1], where="post", linestyle=":", label="MEC")
+    axes.set_yticks([0, 1], ["wake", "sleep"])
+    axes.set_ylim(-0.2, 1.2)
+    axes.set_xlim(*extent)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def ring_figure(module: "HippocampalFormation", index: int = 0) -> "Figure":
+    """Sorted recurrent and conjunctive weights of a model, and their mean profiles around each cell."""
+    from lightning_plasticity.hippocampus.analysis import sorted_ring
+
+    ring = sorted_ring(module, index)
+    names = {"recurrent": "MEC to MEC", "right": "rightward to MEC", "left": "leftward to MEC"}
+    figure = new_figure(
+        2, 3, title=f"Ring among {len(ring.recurrent)} live MEC cells, sorted along the track", height=6.4
+    )
+    for axes, (name, title) in zip(figure.axes, names.items(), strict=False):
+        matrix = getattr(ring, name).cpu()
+        limit = float(matrix.abs().max()) or 1.0
+        image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", interpolation="none")
+        axes.set_title(title)
+        axes.set_xlabel("from cell")
+        axes.grid(False)
+        figure.colorbar(image, ax=axes, shrink=0.7)
+    figure.axes[0].set_ylabel("to cell")
+    for axes, name in zip(figure.axes[3:6], names, strict=True):
+        profile = aligned_profile(getattr(ring, name)).cpu()
+        axes.plot(torch.arange(len(profile)) - len(profile) // 2, profile)
+        axes.axhline(0, color=GREY, linewidth=0.8)
+        axes.set_xlabel("offset (cells)")
+    figure.axes[3].set_ylabel("mean weight")
+    return figure
+
+
+def rate_maps_figure(module: "HippocampalFormation", index: int = 0, places: int = 100) -> "Figure":
+    """Rates of all cells over the track: basal ones (wake) and what apical dendrites make of MEC (sleep)."""
+    length = module.settings.circumference
+    positions = (torch.arange(places) + 0.5) / places * length
+    figure = new_figure(2, 2, title="Rate maps", xlabel="place (m)", height=6.4, sharex=True)
+    for row, layer in enumerate(("hpc", "mec")):
+        order = module.rate_map(layer, "wake", positions)[index].argmax(1).argsort(stable=True)  # type: ignore[arg-type]
+        for column, (phase, title) in enumerate({"wake": "basal (wake)", "sleep": "apical (sleep)"}.items()):
+            axes = figure.axes[2 * row + column]
+            rates = module.rate_map(layer, phase, positions)[index][order].cpu()  # type: ignore[arg-type]
+            image = axes.imshow(
+                rates, aspect="auto", origin="lower", extent=(0, length, 0, len(rates)), interpolation="none"
+            )
+            axes.set_title(f"{layer.upper()}, {title}")
+            axes.grid(False)
+            figure.colorbar(image, ax=axes, label="rate")
+        figure.axes[2 * row].set_ylabel("cell, sorted by its place")
+    return figure
+
+
+def dark_error_figure(history: Sequence[tuple[float, Tensor]], dt: float, most: int = 5) -> "Figure":
+    """Error by time in the dark, mean and spread over models, at some of the tests of a run.
+
+    Args:
+        history: simulated minutes of each test, and errors `[M, T]` in metres.
+        dt: seconds of a step.
+        most: tests drawn.
+    """
+    chosen = sorted({round(k * (len(history) - 1) / max(1, most - 1)) for k in range(min(most, len(history)))})
+    curves = {f"after {history[k][0]:g} min": history[k][1] for k in chosen}
+    return darkness_figure(curves, dt, "Path integration during training")
+
+
+def darkness_figure(curves: Mapping[str, Tensor], dt: float, title: str) -> "Figure":
+    """Error by time in the dark: mean and standard deviation over models, beside chance.
+
+    Args:
+        curves: name -> errors `[M, T]` in metres.
+        dt: seconds of a step.
+        title: of the figure.
+    """
+    figure = new_figure(title=title, xlabel="time in the dark (s)", ylabel="decoding error (m)")
+    axes, time = figure.axes[0], []
+    for name, errors in curves.items():
+        time = ((torch.arange(errors.shape[1]) + 1) * dt).tolist()
+        spread = errors.std(0) if len(errors) > 1 else torch.zeros(len(time))
+        plot_spread(axes, time, errors.mean(0).tolist(), spread.tolist(), label=name, marker="")
+    axes.axhline(0.25, color=GREY, linestyle="--", label="chance")
+    axes.set_ylim(0, 0.35)
+    axes.legend(loc="upper left", ncols=2)
+    return figure
+
+
+def tracking_figure(dark: "Darkness", dt: float, tests: int = 3, index: int = 0) -> "Figure":
+    """Decoded and true place through the light and the dark, of some tests of one model."""
+    tests = min(tests, dark.true.shape[1])
+    figure = new_figure(
+        tests, 1, title="Decoded against true place", xlabel="time from lights out (s)", height=2.0 * tests + 0.8,
+        sharex=True, sharey=True,
+    )  # fmt: skip
+    before = dark.true_light.shape[2]
+    time = (torch.arange(before + dark.true.shape[2]) + 1 - before) * dt
+    for test, axes in enumerate(figure.axes):
+        true = torch.cat([dark.true_light[index, test], dark.true[index, test]])
+        decoded = torch.cat([dark.decoded_light[index, test], dark.decoded[index, test]])
+        axes.axvspan(0, float(time[-1]), color=GREY, alpha=0.15, linewidth=0)
+        axes.plot(time, true, ".", color=GREY, markersize=4, label="true")
+        axes.plot(time, decoded, ".", color=BLUE, markersize=2, label="decoded")
+        axes.set_ylabel("place (m)")
+    figure.axes[0].legend(loc="upper left", ncols=2, markerscale=2)
+    return figure
+
+
+def bump_speed_figure(speeds: Tensor, curves: Mapping[str, Tensor]) -> "Figure":
+    """Speed of the bump in the dark against the animal's: mean and standard deviation over models.
+
+    Args:
+        speeds: true ones `[V]`, m/s.
+        curves: name -> speeds of the decoded place `[M, V]`, m/s.
+    """
+    figure = new_figure(
+        title="Does the bump move as fast as the animal?", xlabel="true speed (m/s)", ylabel="speed of the bump (m/s)"
+    )
+    axes = figure.axes[0]
+    ends = [float(speeds.min()), float(speeds.max())]
+    axes.plot(ends, ends, color=GREY, linestyle="--", label="equal")
+    for name, found in curves.items():
+        spread = found.std(0) if len(found) > 1 else torch.zeros(found.shape[1])
+        plot_spread(axes, speeds.tolist(), found.mean(0).tolist(), spread.tolist(), label=name)
+    axes.legend()
+    return figure
+
+
+def wake_and_sleep_figure(found: "WakeAndSleep", dt: float, index: int = 0, cells: int = 3) -> "Figure":
+    """The latent task: dendrites in wake, rates in sleep, and autocorrelations of both."""
+    from lightning_plasticity.hippocampus.latents import lagged
+
+    figure = new_figure(3, 1, height=8.0, title="Artificial latents: wake predicts, sleep generates")
+    wake, sleep, lags = figure.axes
+    steps = round(10 / dt)
+    time = torch.arange(steps) * dt
+    for cell, color in zip(range(cells), colors(range(cells)).values(), strict=True):  # type: ignore[arg-type]
+        _line(wake, time, found.wake_basal[:steps, index, cell], color, "basal" if cell == 0 else "")
+        _line(wake, time, found.wake_apical[:steps, index, cell], color, "apical" if cell == 0 else "", linestyle=":")
+        _line(sleep, time, found.sleep_mec[:steps, index, cell], color, "")
+    wake.set(xlabel="time in wake (s)", ylabel="HPC rate")
+    sleep.set(xlabel="time in sleep (s)", ylabel="MEC rate")
+    wake.legend(loc="upper right", ncols=2)
+    generated, data = lagged(found, dt)
+    lag = torch.arange(len(data)) * dt
+    _line(lags, lag, data, ORANGE, "features")
+    _line(lags, lag, generated, VERMILLION, "MEC asleep", linestyle="--")
+    lags.set(xlabel="lag (s)", ylabel="autocorrelation")
+    lags.legend()
+    return figure
+
+
+def _line(axes: "Axes", x: Tensor, y: Tensor, color: str, label: str, **style: Any) -> None:
+    axes.plot(x, y.cpu(), color=color, label=label or None, linewidth=1.4, **style)
