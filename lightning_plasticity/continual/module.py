@@ -1,0 +1,487 @@
+"""`SAFE`: a LightningModule that learns in sessions without forgetting (Zhao et al., NeurIPS 2024)."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_plasticity.continual import checkpoints, sessions
+from lightning_plasticity.continual.adapters import AdapterPair
+from lightning_plasticity.continual.backbones import PACKAGED, load_backbone
+from lightning_plasticity.continual.cache import FeatureCache
+from lightning_plasticity.continual.learners import Answers, SlowFast
+from lightning_plasticity.continual.processes import Processes
+from lightning_plasticity.continual.report import Record
+from lightning_plasticity.continual.settings import Losses, Optimization, Prediction
+from lightning_plasticity.entropy import predictive_entropy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class SAFE(LightningModule):
+    """Slow and fast parameter-efficient tuning of one frozen backbone, session after session.
+
+    Session 1 tunes an adapter, the transfer loss keeping what the backbone knows; a frozen copy of it is the
+    slow learner for ever. Later sessions go on tuning the fast one, which alignment and cross-classification
+    tie to the slow one. At the end of each session a ridge head is solved for either learner from streamed
+    sums, and predictions are their logits, weighed by entropy. No image is kept.
+
+    All sessions are epochs of one `trainer.fit(model, ClassIncrementalData(...))` with
+    `reload_dataloaders_every_n_epochs=1`. Momentum and the cosine schedule start anew with each session; at
+    its end all sessions seen so far are evaluated. Checkpoints hold no backbone, and resume exactly at the
+    end of an epoch.
+
+    Args:
+        backbone: a name for `load_backbone`, or any module that gives features `[B, d]`; it is changed in
+            place.
+        num_classes: classes of all sessions together.
+        peft_config: the adapter: a `PeftConfig`, a method's name, a mapping of `method` and its settings, or
+            None: SSF on the norms of convolutional nets, a bottleneck on transformers.
+        losses: `Losses`, or a mapping of its fields.
+        optimization: `Optimization`, likewise.
+        prediction: `Prediction`, likewise.
+        adapt: which sessions tune the adapter: `"all"`; `"first"`: one learner alone, the slow one
+            (RanPAC, if the transfer loss has no weight either); `"none"`: the backbone as it is.
+        evaluate: images that are evaluated at the end of each session: `"test"`, or `"val"` to choose
+            settings.
+        weights: of a backbone given by name, see `load_backbone`.
+        image_size: likewise.
+        seed: of the adapter's start, the random features and the views.
+
+    Attributes:
+        learners: everything that is learned, `SlowFast`.
+        record: accuracy of `slow`, `fast` and `aggregate` on each session after each, see `Record`.
+        plasticity_entropy: 0-d, mean normalised entropy of the fast head's logits in the last training batch;
+            0: sure, 1: clueless.
+
+    Raises:
+        ValueError: for a setting out of range, an unknown backbone or method; while training, for labels of a
+            later session or a loss that is not finite.
+        MisconfigurationException: at the start of a fit, for a Trainer or data that do not fit.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> net.num_features = 8
+        >>> model = SAFE(net, num_classes=4, prediction={"random_features": 16})
+        >>> model.features(torch.zeros(2, 3, 8, 8), learner="slow").shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module | AdapterPair = PACKAGED,
+        num_classes: int = 10,
+        peft_config: Any = None,
+        losses: Losses | dict[str, Any] | None = None,
+        optimization: Optimization | dict[str, Any] | None = None,
+        prediction: Prediction | dict[str, Any] | None = None,
+        adapt: Literal["all", "first", "none"] = "all",
+        evaluate: Literal["test", "val"] = "test",
+        weights: str | None = None,
+        image_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (
+            ("adapt", adapt, ("all", "first", "none")),
+            ("evaluate", evaluate, ("test", "val")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}")
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be at least 1")
+        groups = Losses.of(losses), Optimization.of(optimization), Prediction.of(prediction)
+        self.losses, self.optimization, self.prediction = groups
+        self.adapt, self.evaluate, self.num_classes, self.seed = adapt, evaluate, num_classes, seed
+        self._keep_settings(backbone, peft_config, weights, image_size)
+        adapters = _adapters(backbone, peft_config, weights, image_size, seed)
+        width = _width(adapters)
+        self.learners = SlowFast(adapters, width, num_classes, self.losses, self.prediction, seed)
+        self.strict_loading = False  # a checkpoint has no backbone; its keys are checked here
+        self.record: Record | None = None
+        self.plasticity_entropy = torch.tensor(1.0)
+        self.begun = self.ended = 0  # sessions
+        self._cache: tuple[int, FeatureCache] | None = None
+
+    def _keep_settings(self, backbone: Any, peft_config: Any, weights: Any, image_size: Any) -> None:
+        """Hyper-parameters of plain types alone: a module or a PeftConfig must be given again."""
+        plain = {
+            "num_classes": self.num_classes,
+            "losses": self.losses.plain(),
+            "optimization": self.optimization.plain(),
+            "prediction": self.prediction.plain(),
+            "adapt": self.adapt,
+            "evaluate": self.evaluate,
+            "seed": self.seed,
+            "weights": weights,
+            "image_size": image_size,
+        }
+        if isinstance(backbone, str):
+            plain["backbone"] = backbone
+        if peft_config is None or isinstance(peft_config, str | Mapping):
+            plain["peft_config"] = dict(peft_config) if isinstance(peft_config, Mapping) else peft_config
+        self.save_hyperparameters(plain)
+
+    @property
+    def adapters(self) -> AdapterPair:
+        """The backbone with both adapters."""
+        return self.learners.adapters
+
+    # --- what it gives ---
+
+    def features(self, images: Tensor, learner: Literal["slow", "fast", "pretrained"] = "slow") -> Tensor:
+        """Features `[B, d]` of a learner, in eval mode and without gradients."""
+        return self.learners.features(images, learner)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The aggregate's logits `[B, num_classes]`; `-inf` for classes not learned yet.
+
+        Before the end of the first session all are 0.
+        """
+        logits = images.new_zeros(len(images), self.num_classes, dtype=torch.float32)
+        if self.ended:
+            known = self.answers(images).aggregate
+            logits = logits.fill_(-torch.inf)
+            logits[:, : known.shape[1]] = known
+        return logits
+
+    def answers(self, images: Tensor) -> Answers:
+        """Logits `[B, C]` of both learners and their mixture, over the classes learned.
+
+        Raises:
+            RuntimeError: before the end of the first session.
+        """
+        if not self.ended:
+            raise RuntimeError("nothing is learned yet: the first session has not ended")
+        with self._precision():
+            return self.learners.answers(images, self.learned_classes, self._both(self.ended - 1))
+
+    @property
+    def learned_classes(self) -> int:
+        """Number of classes of the sessions that have ended."""
+        return int((self.learners.slow_ridge.counts > 0).nonzero().max()) + 1 if self.ended else 0
+
+    def _both(self, session: int) -> bool:
+        """Whether the fast learner differs from the slow one after a session."""
+        return self.adapt == "all" and session > 0
+
+    # --- the fit ---
+
+    def setup(self, stage: str) -> None:
+        """Refuses a Trainer or data that do not fit."""
+        data = sessions.require_sessions(self.trainer)
+        sessions.check_classes(data, self.num_classes)
+        if stage == "fit":
+            sessions.check_trainer(self.trainer, data)
+        if self.record is None:
+            self.record = Record(len(data.session_classes))
+
+    def configure_optimizers(self) -> Any:
+        """SGD with three groups, `adapter`, `head` and `scale`, and a cosine schedule for each session."""
+        given, head = self.optimization, self.learners.fast_head
+        head_lr = given.head_lr or given.lr
+        groups: list[dict[str, Any]] = [
+            {
+                "name": "adapter",
+                "params": [parameter for _, parameter in self.adapters.adapter_parameters()],
+                "lr": given.lr,
+            },
+            {"name": "head", "params": [head.weight], "lr": head_lr},
+            {"name": "scale", "params": [head.scale], "lr": head_lr, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.SGD(
+            groups, given.lr, momentum=given.momentum, weight_decay=given.weight_decay
+        )
+        later = 1.0 if given.later_lr is None else given.later_lr / given.lr
+        head_later = later if given.head_lr is None else 1.0
+        return [optimizer], [
+            LambdaLR(optimizer, [self._rate(factor) for factor in (later, head_later, head_later)])
+        ]
+
+    def _rate(self, later: float) -> Any:
+        """Factor of a group's learning rate as a function of the epoch."""
+        data = sessions.require_sessions(self.trainer)
+
+        def factor(epoch: int) -> float:
+            epochs = data.epochs_per_session
+            if epoch >= sum(epochs):
+                return 0.0
+            session = data.session_of_epoch(epoch)
+            if not self._adapts(session):
+                return 0.0
+            within, length = (
+                epoch - sum(epochs[:session]),
+                self.optimization.schedule_epochs or epochs[session],
+            )
+            cosine = (1 + math.cos(math.pi * min(within / length, 1.0))) / 2
+            return (later if session else 1.0) * cosine
+
+        return factor
+
+    def _adapts(self, session: int) -> bool:
+        return self.adapt == "all" or (self.adapt == "first" and session == 0)
+
+    def on_train_epoch_start(self) -> None:
+        """Begins a session with its first epoch."""
+        data = sessions.require_sessions(self.trainer)
+        session = data.session_of_epoch(self.current_epoch)
+        counts = [
+            1 + max(max(classes) for classes in data.session_classes[:n]) for n in (session or 1, session + 1)
+        ]
+        self.learners.old, self.learners.seen = (counts[0] if session else 0), counts[1]
+        if self.begun <= session:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            optimizer.state.clear()  # no momentum from the session before
+            with self._precision():
+                self.learners.begin(lambda: self._images(session, "train"), self._processes())
+            self.begun = session + 1
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of a batch of the current session."""
+        images, labels = batch[0], batch[1]
+        session = self.begun - 1
+        if not self._adapts(session):
+            return self._no_loss()
+        with self._own_randomness():
+            fast = self.adapters.features(images)
+        guide = self._guide(images, batch, session)
+        with torch.autocast(images.device.type, enabled=False):
+            wide = fast if fast.dtype == torch.float64 else fast.float()
+            self._check_labels(labels)
+            terms, logits = self.learners.terms(wide, guide, labels, 1 / self.trainer.world_size)
+            loss = torch.stack(list(terms.values())).sum()
+            self.plasticity_entropy = predictive_entropy(logits.detach(), normalize=True).mean().clamp(0, 1)
+        self._check_loss(loss)
+        numbers = {f"continual/loss_{name}": term.detach() for name, term in terms.items()}
+        numbers["continual/entropy"] = self.plasticity_entropy
+        self.log_dict(numbers, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("continual/session", float(session + 1), prog_bar=True, batch_size=len(labels))
+        self.log("continual/loss", loss.detach(), prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def _no_loss(self) -> Tensor:
+        """A loss without a gradient, for sessions that tune nothing; their learning rate is 0 too."""
+        groups: Any = self.optimizers(use_pl_optimizer=False)
+        parameters = [p for group in groups.param_groups for p in group["params"]]
+        return torch.stack([parameter.sum() for parameter in parameters]).sum() * 0.0
+
+    def _guide(self, images: Tensor, batch: Any, session: int) -> Tensor | None:
+        """Features that guide: pre-trained in session 1, then the slow learner's; kept if they can be."""
+        learner = self.learners.guide
+        if learner is None:
+            return None
+        if self._cacheable(batch):
+            if self._cache is None or self._cache[0] != session:
+                with self._precision():
+                    self._cache = (
+                        session,
+                        FeatureCache(
+                            self._images(session, "train"), lambda x: self.learners.features(x, learner)
+                        ),
+                    )
+            return self._cache[1].take(batch[2])
+        guide = self.adapters.features(images, learner).detach()
+        return guide if guide.dtype == torch.float64 else guide.float()
+
+    def _cacheable(self, batch: Any) -> bool:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        plain = getattr(getattr(data, "preparation", None), "augment", None) == "none"
+        return plain and len(batch) > 2 and self.trainer.world_size == 1
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Dropout from a seed of this step and process, so that a resumed run draws as one without a stop."""
+        dropout = [m for m in self.adapters.modules() if isinstance(m, nn.Dropout) and m.p > 0 and m.training]
+        if not dropout:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+            place = (self.current_epoch, step, self.global_rank)
+            torch.manual_seed(hash((self.seed, *place)) % 2**63)
+            yield
+
+    def _check_labels(self, labels: Tensor) -> None:
+        seen = self.learners.seen
+        if int(labels.max()) >= seen or int(labels.min()) < 0:
+            raise ValueError(
+                f"session {self.begun} knows the classes 0..{seen - 1}, a batch has the label "
+                f"{int(labels.max())}: it belongs to another session; is the data's order of classes right?"
+            )
+
+    def _check_loss(self, loss: Tensor) -> None:
+        if not bool(loss.isfinite()):
+            raise ValueError(
+                f"the loss is {float(loss)} in session {self.begun}: features are not finite, or the "
+                f"learning rate ({self.optimization.lr}) or a weight ({self.losses}) is too high"
+            )
+
+    def on_train_epoch_end(self) -> None:
+        """Ends a session with its last epoch: hand-over, statistics, heads, evaluation."""
+        data = sessions.require_sessions(self.trainer)
+        session = self.begun - 1
+        if self.ended > session or self.current_epoch + 1 < sum(data.epochs_per_session[: session + 1]):
+            return
+        if session == 0:
+            self.learners.hand_over()
+        with self._precision():
+            self.learners.consolidate(
+                lambda: self._images(session, "train"), self._processes(), self._both(session), session
+            )
+            for name in ("slow_ridge", "fast_ridge"):
+                head = getattr(self.learners, name)
+                head.weight.copy_(self.trainer.strategy.broadcast(head.weight))
+            self.ended, self._cache = session + 1, None
+            self._evaluate_all(session)
+
+    # --- evaluation ---
+
+    def _evaluate_all(self, session: int) -> None:
+        """Evaluates every session seen so far."""
+        record = self._record()
+        for part in range(session + 1):
+            for images, labels, *_ in self._images(part, self.evaluate):
+                answers = self.learners.answers(images, self.learned_classes, self._both(session))
+                record.add(answers, labels, part, session)
+        record.gather(self._processes().sum, session, self.device)
+        numbers = record.numbers()
+        self.log_dict({f"continual/{name}": value for name, value in numbers.items()})
+        rank_zero_info(record.line(session))
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs the accuracy of slow, fast and aggregate on a session's test images."""
+        if dataloader_idx >= self.ended:
+            return  # a session that has not been learned
+        images, labels = batch[0], batch[1]
+        answers = self.answers(images)
+        for name in ("slow", "fast", "aggregate"):
+            right = (getattr(answers, name).argmax(1) == labels).float().mean()
+            self.log(f"test/{name}", right, batch_size=len(labels), sync_dist=True)
+
+    def _record(self) -> Record:
+        if self.record is None:
+            raise MisconfigurationException("there is no record yet: call trainer.fit first")
+        return self.record
+
+    def figures(self) -> Mapping[str, "Figure"]:
+        """Figures of the sessions learned, for FigureLogger."""
+        from lightning_plasticity.continual.figures import of_record
+
+        return of_record(self.record) if self.record is not None and self.ended else {}
+
+    # --- helpers ---
+
+    def _images(self, session: int, split: str) -> Iterator[Any]:
+        """This process's batches of a session's images in test form, on the device."""
+        data = sessions.require_sessions(self.trainer)
+        for batch in data.session_loader(session, split, train_transforms=False):
+            yield [part.to(self.device) for part in batch]
+
+    def _processes(self) -> Processes:
+        trainer = self.trainer
+
+        def total(tensor: Tensor) -> Tensor:
+            summed: Any = trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
+            return summed  # type: ignore[no-any-return]
+
+        return Processes(trainer.world_size, trainer.global_rank, total)
+
+    def _precision(self) -> Any:
+        """The Trainer's autocast, outside of its own steps too."""
+        if self._trainer is None:
+            return torch.autocast(self.device.type, enabled=False)
+        return self.trainer.precision_plugin.forward_context()
+
+    # --- saving ---
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the backbone out and says which one it is."""
+        state = checkpoint["state_dict"]
+        frozen = checkpoints.frozen_keys(state)
+        checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name not in frozen}
+        checkpoint[checkpoints.KEY] = {
+            "backbone": dict(self.adapters.about),
+            "begun": self.begun,
+            "ended": self.ended,
+            "record": None if self.record is None else self.record.state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that the backbone and all names are this model's, and takes up the sessions."""
+        saved = checkpoint[checkpoints.KEY]
+        checkpoints.check_backbone(saved["backbone"], self.adapters)
+        frozen = checkpoints.frozen_keys(self.state_dict())
+        checkpoints.check_keys(set(self.state_dict()), frozen, set(checkpoint["state_dict"]))
+        self.begun, self.ended = saved["begun"], saved["ended"]
+        self.record = None if saved["record"] is None else Record.of(saved["record"])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes both adapters in peft's format, and heads and statistics in `safe.pt` beside them."""
+        self.adapters.save_pretrained(folder)
+        inside = checkpoints.ADAPTERS
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith(inside)}
+        record = None if self.record is None else self.record.state()
+        kept = {name: self.hparams[name] for name in self.hparams if name not in ("backbone", "peft_config")}
+        content = {
+            "state": state,
+            "settings": kept,
+            "begun": self.begun,
+            "ended": self.ended,
+            "record": record,
+        }
+        torch.save(content, Path(folder) / "safe.pt")
+
+    @classmethod
+    def from_pretrained(cls, backbone: str | nn.Module, folder: str | Path) -> "SAFE":
+        """The model that `save_pretrained` wrote, on its backbone.
+
+        Raises:
+            ValueError: for another backbone, or a folder that holds no such model.
+        """
+        if not (Path(folder) / "safe.pt").is_file():
+            raise ValueError(f"folder={str(folder)!r} has no safe.pt: write it by SAFE.save_pretrained")
+        saved = torch.load(Path(folder) / "safe.pt", weights_only=True, map_location="cpu")
+        settings = saved["settings"]
+        named = isinstance(backbone, str)
+        net = load_backbone(str(backbone), settings["weights"], settings["image_size"]) if named else backbone
+        pair = AdapterPair.from_pretrained(net, folder)  # type: ignore[arg-type]
+        model = cls(pair, **settings)
+        model.load_state_dict(saved["state"], strict=False)
+        model.begun, model.ended = saved["begun"], saved["ended"]
+        model.record = None if saved["record"] is None else Record.of(saved["record"])
+        return model
+
+
+def _adapters(
+    backbone: str | nn.Module | AdapterPair,
+    peft_config: Any,
+    weights: str | None,
+    image_size: int | None,
+    seed: int,
+) -> AdapterPair:
+    if isinstance(backbone, AdapterPair):
+        return backbone
+    net = load_backbone(backbone, weights, image_size) if isinstance(backbone, str) else backbone
+    return AdapterPair(net, peft_config, seed)
+
+
+def _width(adapters: AdapterPair) -> int:
+    """Number of features of the backbone."""
+    width = adapters.about["num_features"]
+    if not isinstance(width, int):
+        raise ValueError(
+            f"backbone={adapters.about['name']!r} does not say its number of features: set "
+            "backbone.num_features = d, where it gives [B, d]"
+        )
+    return width

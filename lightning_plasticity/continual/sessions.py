@@ -1,0 +1,84 @@
+"""Sessions as ranges of epochs of one fit: what SAFE asks of a data module and of a Trainer."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+
+@runtime_checkable
+class Sessions(Protocol):
+    """A data module of sessions, as `ClassIncrementalData`."""
+
+    @property
+    def session_classes(self) -> list[list[int]]:
+        """Classes of each session, numbered in order of appearance."""
+        ...
+
+    @property
+    def epochs_per_session(self) -> list[int]:
+        """Epochs of each session."""
+        ...
+
+    def session_of_epoch(self, epoch: int) -> int:
+        """The session that owns an epoch."""
+        ...
+
+    def session_loader(self, session: int, split: Any, train_transforms: bool = False) -> Iterable[Any]:
+        """Images of a session in order, this process's unpadded share: every n-th of n processes."""
+        ...
+
+
+def require_sessions(trainer: Trainer) -> Sessions:
+    """The trainer's data module, if it has sessions.
+
+    Raises:
+        MisconfigurationException: if it has none.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, Sessions):
+        raise MisconfigurationException(
+            f"datamodule={type(data).__name__}: SAFE learns in sessions; give the fit a ClassIncrementalData"
+        )
+    return data
+
+
+def check_trainer(trainer: Trainer, data: Sessions) -> None:
+    """Refuses a Trainer that would not come to all sessions, or that SAFE does not know.
+
+    Raises:
+        MisconfigurationException: naming the Trainer's argument and the value it needs.
+    """
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise MisconfigurationException(
+            f"strategy={type(trainer.strategy).__name__} is not supported: use one device or ddp"
+        )
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    epochs = data.epochs_per_session
+    reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+    if len(epochs) > 1 and reload != 1:
+        raise MisconfigurationException(
+            f"reload_dataloaders_every_n_epochs={reload}: sessions are ranges of epochs with own data; "
+            "give the Trainer reload_dataloaders_every_n_epochs=1"
+        )
+    if trainer.max_epochs != sum(epochs):
+        raise MisconfigurationException(
+            f"max_epochs={trainer.max_epochs}: the sessions take {epochs} epochs; give the Trainer "
+            f"max_epochs={sum(epochs)}"
+        )
+
+
+def check_classes(data: Sessions, num_classes: int) -> None:
+    """Refuses more classes than a head has rows.
+
+    Raises:
+        MisconfigurationException: naming both numbers.
+    """
+    needed = 1 + max(max(classes) for classes in data.session_classes)
+    if needed > num_classes:
+        raise MisconfigurationException(
+            f"num_classes={num_classes}: the sessions hold {needed} classes; give the model {needed}"
+        )
