@@ -6,8 +6,9 @@ zero, so that the untrained adapter changes nothing.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,27 +50,30 @@ class BottleneckConfig(TunerConfig):
 class Branch(nn.Module):
     """``A(x)`` of a stream ``[..., width]``."""
 
-    def __init__(self, width: int, config: BottleneckConfig) -> None:
+    def __init__(self, down: nn.Module, dropout: nn.Module, up: nn.Module, scale: float) -> None:
         super().__init__()
-        self.down, self.up = nn.Linear(width, config.bottleneck), nn.Linear(config.bottleneck, width)
-        self.dropout, self.scale = nn.Dropout(config.dropout), config.scale
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
+        self.down, self.dropout, self.up, self.scale = down, dropout, up, scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the branch's output, same shape."""
-        output: Tensor = self.up(self.dropout(torch.relu(self.down(x)))) * self.scale
-        return output
+        return bottleneck(x, self.down, self.dropout, self.up, self.scale)
 
 
-def run_beside(block: Any, branches: Iterable[nn.Module], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def bottleneck(x: Tensor, down: nn.Module, dropout: nn.Module, up: nn.Module, scale: float) -> Tensor:
+    """``scale * Up(Dropout(ReLU(Down(x))))``."""
+    output: Tensor = up(dropout(torch.relu(down(x)))) * scale
+    return output
+
+
+def run_beside(
+    block: Any, branches: Iterable[Callable[[Tensor], Tensor]], *args: Any, **kwargs: Any
+) -> Tensor:
     """Run a block and add what the branches make of the stream that enters its ``norm2``."""
     streams: list[Tensor] = []
     # for this call only: nothing to undo when a block is copied, saved or unwrapped
     handle = block.norm2.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0]))
     try:
-        output: Tensor = block(x, *args, **kwargs)
+        output: Tensor = block(*args, **kwargs)
     finally:
         handle.remove()
     for branch in branches:
@@ -81,37 +85,51 @@ def run_beside(block: Any, branches: Iterable[nn.Module], x: Tensor, *args: Any,
 class BlockWithBranches(nn.Module):
     """A block with fixed branches: what is left without peft, for a ReLU can't be folded into weights."""
 
-    def __init__(self, block: nn.Module, branches: Iterable[nn.Module]) -> None:
+    def __init__(self, block: nn.Module, branches: Iterable[Branch]) -> None:
         super().__init__()
         self.block, self.branches = block, nn.ModuleList(branches)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the block with its branches."""
-        return run_beside(self.block, self.branches, x, *args, **kwargs)
+        return run_beside(self.block, self.branches, *args, **kwargs)
 
 
 class BottleneckLayer(Layer):
     """A transformer block with a bottleneck for each adapter."""
 
-    adapter_layer_names = ("bottleneck_branch",)
+    # peft finds an adapter's tensors by its name's place: <container>.<name>.<weight or bias>
+    adapter_layer_names = ("bottleneck_down", "bottleneck_up")
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        self.bottleneck_branch = nn.ModuleDict()
+        self.bottleneck_down, self.bottleneck_up = nn.ModuleDict(), nn.ModuleDict()
+        self.bottleneck_dropout, self.bottleneck_scale = nn.ModuleDict(), dict[str, float]()
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         """Add an adapter."""
-        branch = Branch(_width(self.base_layer), config)
-        self.bottleneck_branch[adapter_name] = branch.train(self.base_layer.training)
+        width = len(self.base_layer.norm2.weight)  # type: ignore[union-attr, arg-type]
+        down, up = nn.Linear(width, config.bottleneck), nn.Linear(config.bottleneck, width)
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+        for zero in (down.bias, up.weight, up.bias):
+            nn.init.zeros_(zero)
+        self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name] = down, up
+        self.bottleneck_dropout[adapter_name] = nn.Dropout(config.dropout).train(self.base_layer.training)
+        self.bottleneck_scale[adapter_name] = config.scale
         self._finish(adapter_name, config)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _parts(self, name: str) -> tuple[nn.Module, nn.Module, nn.Module, float]:
+        modules = (self.bottleneck_down, self.bottleneck_dropout, self.bottleneck_up)
+        down, dropout, up = (module[name] for module in modules)
+        return down, dropout, up, self.bottleneck_scale[name]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the block, with the active adapters' branches."""
         names = self.acting()
         if not names:
-            plain: Tensor = self.base_layer(x, *args, **kwargs)
+            plain: Tensor = self.base_layer(*args, **kwargs)
             return plain
-        return run_beside(self.base_layer, [self.bottleneck_branch[n] for n in names], x, *args, **kwargs)
+        branches = [partial(_beside, self._parts(name)) for name in names]
+        return run_beside(self.base_layer, branches, *args, **kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse.
@@ -125,10 +143,14 @@ class BottleneckLayer(Layer):
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
         """Give the plain block, or with ``merge`` one that carries the adapters without peft."""
-        names = [name for name in adapter_names or self.active_adapters if name in self.bottleneck_branch]
+        names = [name for name in adapter_names or self.active_adapters if name in self.bottleneck_down]
         if not merge or not names:
             return self.base_layer
-        return BlockWithBranches(self.base_layer, [self.bottleneck_branch[name] for name in names])
+        return BlockWithBranches(self.base_layer, [Branch(*self._parts(name)) for name in names])
+
+
+def _beside(parts: tuple[nn.Module, nn.Module, nn.Module, float], x: Tensor) -> Tensor:
+    return bottleneck(x, *parts)
 
 
 class BottleneckModel(Tuner):
@@ -149,8 +171,3 @@ def is_block(module: nn.Module) -> bool:
     name = type(module).__name__
     post = "Post" in name or "V2" in name
     return all(isinstance(getattr(module, part, None), nn.Module) for part in ("norm2", "mlp")) and not post
-
-
-def _width(block: nn.Module) -> int:
-    weight: Tensor = block.norm2.weight  # type: ignore[union-attr, assignment]
-    return len(weight)

@@ -210,10 +210,11 @@ class AdapterPair(nn.Module):
         for adapter in (_FAST, _SLOW):
             state = load_peft_weights(str(folder / adapter), device="cpu")
             result: Any = set_peft_model_state_dict(pair.model, state, adapter_name=adapter)
-            if result.unexpected_keys:
-                raise ValueError(
-                    f"{str(folder / adapter)!r} holds {result.unexpected_keys[0]!r}, unknown here"
-                )
+            # peft also lists the backbone's tensors as missing
+            needed = {_renamed(name, adapter) for name in pair._trained}
+            odd = [*sorted(needed & set(result.missing_keys)), *result.unexpected_keys]
+            if odd:
+                raise ValueError(f"{str(folder / adapter)!r} doesn't fit its configuration: see {odd[0]!r}")
         return pair
 
     def merged(self, adapter: Literal["fast", "slow"] = "slow") -> nn.Module:
@@ -230,6 +231,10 @@ class AdapterPair(nn.Module):
 
 def _without(name: str, adapter: str) -> str:
     return ".".join(part for part in name.split(".") if part != adapter)
+
+
+def _renamed(name: str, adapter: str) -> str:
+    return ".".join(adapter if part == _FAST else part for part in name.split("."))
 
 
 def _check_bare(backbone: nn.Module) -> None:
