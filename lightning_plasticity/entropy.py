@@ -70,12 +70,20 @@ def sign_agreement(first: Tensor, second: Tensor) -> Tensor:
     >>> sign_agreement(torch.tensor([1.0, -2.0, 0.0, 3.0]), torch.tensor([2.0, 1.0, 1.0, 5.0]))
     tensor(0.6667)
     """
+    agreeing, compared = sign_counts(first, second)
+    return agreeing / compared
+
+
+def sign_counts(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The two counts of :func:`sign_agreement`: agreeing positions and compared ones, which add up over parts.
+
+    >>> sign_counts(torch.tensor([1.0, -2.0, 0.0]), torch.tensor([2.0, 1.0, 1.0]))
+    (tensor(1), tensor(2))
+    """
     if first.shape != second.shape:
-        raise ValueError(
-            f"shapes {tuple(first.shape)} and {tuple(second.shape)} differ: compare like with like"
-        )
+        raise ValueError(f"shapes {tuple(first.shape)} and {tuple(second.shape)} differ: they must be equal")
     product = first.sign() * second.sign()
-    return (product > 0).sum() / (product != 0).sum()
+    return (product > 0).sum(), (product != 0).sum()
 
 
 def entropy_weights(logits: Tensor, gamma: float = 1.0) -> Tensor:

@@ -15,8 +15,8 @@ TIMES = (1, 2, 5, 10, 20)
 class PathIntegrationTest(Callback):
     """Turns off the light now and then, on a copy of the state: the run goes on as if it had not happened.
 
-    A decoder is fitted on ten simulated minutes in the light, then animals walk in the dark, without learning and
-    without noise unless it is wanted. Logs `hippocampus/dark_error_1s` (2s, 5s, 10s, 20s) in metres,
+    A decoder is fitted on ten simulated minutes in the light, then animals walk in the dark, without learning
+    and without noise unless it is wanted. Logs `hippocampus/dark_error_1s` (2s, 5s, 10s, 20s) in metres,
     `hippocampus/live_cells` and `hippocampus/ring_score`, each the mean over models.
 
     Args:
@@ -27,11 +27,12 @@ class PathIntegrationTest(Callback):
         seed: of the walks; the same in every test.
 
     Attributes:
-        history: simulated minutes of each test, and the mean error over tests at each step in the dark `[M, T]`.
+        history: simulated minutes of each test, and the mean error over tests at each step in the dark `[M,
+            T]`.
 
     Raises:
-        MisconfigurationException: if an argument is out of range, or, at the start of a fit, if the module is no
-            `HippocampalFormation` on a track.
+        MisconfigurationException: if an argument is out of range, or, at the start of a fit, if the module is
+            no `HippocampalFormation` on a track.
 
     Example:
         >>> callback = PathIntegrationTest(every_n_chunks=60, seconds=10.0)

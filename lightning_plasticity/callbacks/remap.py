@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -14,13 +14,13 @@ from lightning_plasticity.callbacks.path_integration import check_on_track
 class Remap(Callback):
     """After some simulated minutes place fields are shuffled; the ring is frozen, W_pA and W_gB learn anew.
 
-    The authors (George et al., NeurIPS 2023) reset rates, keep W_gB and go on with theta; that re-forms a map in few
-    seeds. Ours (preset `remap_anchored`) starts from a uniform W_gB and keeps MEC asleep for a minute while HPC
-    follows theta: the ring moves with the animal by itself, and the new map is laid down along it.
+    The authors (George et al., NeurIPS 2023) reset rates, keep W_gB and go on with theta; that re-forms a map
+    in few seeds. Ours (preset `remap_anchored`) starts from a uniform W_gB and keeps MEC asleep for a minute
+    while HPC follows theta: the ring moves with the animal by itself, and the new map is laid down along it.
 
-    The transfer is measured by the error a second into the dark: before, just after (the decoder fitted anew, awake,
-    without learning) and at the end of training; logged as `hippocampus/transfer_before`, `..._just_after` and, with
-    the last chunk of an epoch, `..._after`.
+    The transfer is measured by the error a second into the dark: before, just after (the decoder fitted anew,
+    awake, without learning) and at the end of training; logged as `hippocampus/transfer_before`,
+    `..._just_after` and, with the last chunk of an epoch, `..._after`.
 
     Args:
         at_minutes: simulated minutes before the switch; it happens at the first chunk that begins then.
@@ -37,8 +37,8 @@ class Remap(Callback):
         errors: `before`, `just_after`, `after`: mean error over tests a second into the dark `[M]`, metres.
 
     Raises:
-        MisconfigurationException: if an argument is out of range, or, at the start of a fit, if the module is no
-            `HippocampalFormation` on a track or the data cannot change their mean speed.
+        MisconfigurationException: if an argument is out of range, or, at the start of a fit, if the module is
+            no `HippocampalFormation` on a track or the data cannot change their mean speed.
 
     Example:
         >>> callback = Remap(at_minutes=60, anchor_seconds=60.0)
@@ -83,8 +83,8 @@ class Remap(Callback):
         self.speed_mean = settings.speed_mean_after if self.speed_mean is None else self.speed_mean
         if stage == "fit" and self.speed_mean and not hasattr(_data(trainer), "set_speed_mean"):
             raise MisconfigurationException(
-                f"speed_mean={self.speed_mean} needs data with set_speed_mean, such as TrackData: give the Trainer "
-                "a TrackData, or speed_mean=0"
+                f"speed_mean={self.speed_mean} needs data with set_speed_mean: give the Trainer a "
+                "TrackData, or speed_mean=0"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
