@@ -15,10 +15,10 @@ from lightning_plasticity.data.trajectories import Chunk, Stream, check_stream, 
 def gaussian_process(
     steps: int, signals: int, dt: float, timescale: float, generator: torch.Generator, jitter: float = 1e-5
 ) -> Tensor:
-    """Independent Gaussian processes of kernel `exp(-d^2 / 2)`, `d` in units of the time scale: `[steps, signals]`.
+    """Independent Gaussian processes of kernel `exp(-d^2 / 2)`, `d` in time scales: `[steps, signals]`.
 
-    Exact, by circulant embedding: the spectrum of the kernel wrapped on a circle long enough for its ends not to
-    meet, times white noise. `jitter` is added to the kernel's diagonal.
+    Exact, by circulant embedding: the spectrum of the kernel wrapped on a circle long enough for its ends not
+    to meet, times white noise. `jitter` is added to the kernel's diagonal.
 
     Args:
         steps: of `dt`.
@@ -41,11 +41,12 @@ def gaussian_process(
     spectrum = torch.fft.rfft(kernel).real.clamp_min(0.0)
     white = torch.randn(length, signals, generator=generator, dtype=torch.float64)
     shaped = torch.fft.rfft(white, dim=0) * spectrum.sqrt().unsqueeze(1)
-    return torch.fft.irfft(shaped, n=length, dim=0)[:steps]
+    signals_over_time: Tensor = torch.fft.irfft(shaped, n=length, dim=0)
+    return signals_over_time[:steps]
 
 
 class Signals:
-    """Latent signals of several models and agents; each epoch's are drawn at once, from the seed and its number.
+    """Latent signals of several models and agents; an epoch's are drawn at once, from seed and number.
 
     Args:
         seeds: of each model's signals.

@@ -1,6 +1,7 @@
-"""TrackData: an animal on a circular track, as a stream of chunks; and recorded walks, played on the same track."""
+"""TrackData: an animal on a circular track, as a stream of chunks; and recorded walks on the same track."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +82,8 @@ class Walker:
         lag = torch.arange(steps + 1).unsqueeze(1) - 1 - torch.arange(steps)
         kernel = torch.where(lag >= 0, powers[lag.clamp_min(0)], 0.0)
         driven = torch.tensordot(kernel, jumps, 1)
-        return self.mean + powers.view(-1, 1, 1) * (self.velocity - self.mean) + driven
+        velocity: Tensor = self.mean + powers.view(-1, 1, 1) * (self.velocity - self.mean) + driven
+        return velocity
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a walk goes on from."""
@@ -177,6 +179,8 @@ class Stream(IterableDataset[Chunk]):
 
     def loader(self) -> DataLoader[Chunk]:
         """Gives the chunks as they are, in this process: drawing one takes less than handing it over."""
+        warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         return DataLoader(self, batch_size=None, num_workers=0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,9 +212,9 @@ def check_stream(minutes: float, dt: float, chunk_seconds: float) -> tuple[int, 
 class TrackData(LightningDataModule):
     """A walk on a circular track: chunks of `position`, `velocity` and `coming` velocity `[T, M, B]`.
 
-    `position [T, M, B]` in metres follows from `velocity` in m/s at the same step; `coming` is the velocity of
-    the next step. An epoch is the whole walk. Every model and every process has walks of its own seed. The state
-    is in checkpoints: a run that resumes inside the walk goes on exactly.
+    `position [T, M, B]` in metres follows from `velocity` in m/s at the same step; `coming` is the velocity
+    of the next step. An epoch is the whole walk. Every model and every process has walks of its own seed. The
+    state is in checkpoints: a run that resumes inside the walk goes on exactly.
 
     Args:
         minutes: simulated, of an epoch.
@@ -284,8 +288,8 @@ class TrackData(LightningDataModule):
             if self._loaded is not None:
                 if rank >= len(self._loaded["ranks"]):
                     raise MisconfigurationException(
-                        f"the checkpoint has the walks of {len(self._loaded['ranks'])} processes, not of {rank + 1}: "
-                        "resume with as many"
+                        f"the checkpoint has the walks of {len(self._loaded['ranks'])} processes, not of "
+                        f"{rank + 1}: resume with as many"
                     )
                 self._stream.load_state_dict(self._loaded["ranks"][rank])
         return self._stream
@@ -299,7 +303,7 @@ class TrackData(LightningDataModule):
         )
 
     def set_speed_mean(self, value: float) -> None:
-        """Changes the mean velocity, in m/s, from the next chunk on; a new environment may be walked otherwise.
+        """Changes the mean velocity, in m/s, from the next chunk on.
 
         Raises:
             MisconfigurationException: if the walk is recorded.

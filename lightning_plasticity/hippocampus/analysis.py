@@ -60,8 +60,9 @@ def fit_decoder(
 ) -> Decoder:
     """Fits a decoder in the light, without learning: every fourth step of both phases, noise on.
 
-    The authors fit theirs on the last ten minutes of training; ours has minutes of its own, from rest and after
-    training, so that nothing of a run has to be kept. The sums are streamed. The model is left as it is.
+    The authors fit theirs on the last ten minutes of training; ours has minutes of its own, from rest and
+    after training, so that nothing of a run has to be kept. The sums are streamed. The model is left as it
+    is.
 
     Args:
         model: on a track.
@@ -101,7 +102,7 @@ def walk_into_the_dark(
     speed_mean: float = 0.0,
     speed_std: float = 0.5,
 ) -> Darkness:
-    """Walks with the light on, from rest, then in the dark, where both layers are asleep and only velocity is felt.
+    """Walks in the light, from rest, then in the dark: both layers asleep, and only velocity is felt.
 
     Args:
         model: on a track; it is left as it is, and does not learn.
@@ -145,7 +146,7 @@ def walk_into_the_dark(
 def dark_tracking_error(
     model: HippocampalFormation, seconds: float = 20.0, tests: int = 20, seed: int = 0, noise: bool = False
 ) -> Tensor:
-    """Distance of the decoded from the true place at each step in the dark, metres; chance is a quarter track.
+    """Distance of the decoded from the true place at each step in the dark, in metres; chance is 0.25.
 
     Args:
         model: on a track; it is left as it is.
@@ -170,7 +171,7 @@ def dark_tracking_error(
 
 
 def errors_at(error: Tensor, dt: float, times: tuple[float, ...] = (1, 2, 5, 10, 20)) -> Tensor:
-    """Mean over tests of the error at some times in the dark `[..., times]`; times beyond the end are left out.
+    """Mean over tests of the error at some times in the dark `[..., times]`, up to the last step.
 
     Args:
         error: `[..., tests, steps]`.
@@ -186,8 +187,8 @@ def bump_speed(
 ) -> Tensor:
     """Speed of the decoded place in the dark at constant true speeds `[M, V]`, m/s.
 
-    Where it is not the true speed the model cannot integrate its path. Two seconds in the light go before; the
-    first fifth of the dark does not count.
+    Where it is not the true speed the model cannot integrate its path. Two seconds in the light go before;
+    the first fifth of the dark does not count.
 
     Args:
         model: on a track; it is left as it is.
@@ -230,7 +231,8 @@ class Ring(NamedTuple):
 
 def live_cells(model: HippocampalFormation) -> Tensor:
     """Number of MEC cells that fire somewhere in the light `[M]`."""
-    return (_rate_map(model).amax(2) > LIVE).sum(1)
+    live: Tensor = (_rate_map(model).amax(2) > LIVE).sum(1)
+    return live
 
 
 def sorted_ring(model: HippocampalFormation, index: int = 0) -> Ring:

@@ -35,13 +35,15 @@ class Checkpoints:
         saved = checkpoint[KEY]
         self.eta, self.gate, self.lesions = dict(saved["eta"]), Gate(**saved["gate"]), list(saved["lesions"])
         self.recorder.load_state_dict(saved["recorder"])
-        if self._trainer is None:  # load_from_checkpoint: a model to look at, or to go on from with fresh rules
+        if (
+            self._trainer is None
+        ):  # load_from_checkpoint: a model to look at, or to go on from with fresh rules
             _restore(self, saved["ranks"][0])
             return
         if self.trainer.world_size != len(saved["ranks"]):
             raise MisconfigurationException(
-                f"the checkpoint is of {len(saved['ranks'])} processes, this run has {self.trainer.world_size}: "
-                "resume with as many"
+                f"the checkpoint is of {len(saved['ranks'])} processes, this run has "
+                f"{self.trainer.world_size}: resume with as many"
             )
         self._resumed = saved["ranks"][self.trainer.global_rank]
         _restore(self, self._resumed)
@@ -79,7 +81,9 @@ def _restore(module: "HippocampalFormation", saved: dict[str, Any]) -> None:
                 f"{tuple(tensor.shape)}: give the model the same preset, models={module.models} and agents"
             )
     like = module.state.p
-    module.state = State(**{name: value.to(like) for name, value in saved["state"].items()}, step=saved["step"])
+    module.state = State(
+        **{name: value.to(like) for name, value in saved["state"].items()}, step=saved["step"]
+    )
     module.error = saved["error"].to(like)
     environment = {name: value.to(like) for name, value in saved["environment"].items()}
     module.environment = module.environment.with_tensors(environment)

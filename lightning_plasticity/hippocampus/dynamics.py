@@ -213,7 +213,7 @@ def step(
     pa, pb = apply_map(weights["hpc_apical"], state.g), features
     if normal is not None:
         n_p, n_g = settings.hpc, settings.mec
-        n_pa, n_pb, n_ga, n_gb = noise.split([n_p, n_p, n_g, n_g], 1)
+        n_pa, n_pb, n_ga, n_gb = torch.split(noise, [n_p, n_p, n_g, n_g], 1)
         pa, pb = pa + n_pa, pb + n_pb
     p = _soma(pa, pb, sleep[0])
     gb, slope_b = activate(apply_map(weights["mec_basal"], p), settings)

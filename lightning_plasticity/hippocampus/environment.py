@@ -11,7 +11,7 @@ from lightning_plasticity.hippocampus.settings import Settings
 
 @dataclass
 class PlaceFields:
-    """Gaussian place fields on a circle, peak 1: `exp(-d^2 / (2 w^2))` with the distance `d` along the circle.
+    """Gaussian place fields on a circle, peak 1: `exp(-d^2 / (2 w^2))`, `d` along the circle.
 
     Attributes:
         centres: metres `[M, n_p]`.
@@ -29,7 +29,7 @@ class PlaceFields:
     circumference: float
 
     def features(self, position: Tensor) -> Tensor:
-        """z `[T, M, n_p, B]` at positions `[T, M, B]` in metres."""
+        """Features z `[T, M, n_p, B]` at positions `[T, M, B]` in metres."""
         distance = (position.unsqueeze(2) - self.centres.unsqueeze(-1)) / self.circumference
         distance = (distance - distance.round()) * self.circumference
         return torch.exp(distance * distance / (-2 * self.width**2))
@@ -40,7 +40,7 @@ class PlaceFields:
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> "PlaceFields":
         """Gives the same with other tensors."""
-        return replace(self, **tensors)
+        return replace(self, centres=tensors["centres"])
 
 
 @dataclass
@@ -54,7 +54,7 @@ class LatentMixing:
     mix: Tensor
 
     def features(self, latents: Tensor) -> Tensor:
-        """z `[T, M, n_p, B]` of latents `[T, M, latents, B]`."""
+        """Features z `[T, M, n_p, B]` of latents `[T, M, latents, B]`."""
         return self.mix @ latents
 
     def tensors(self) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ class LatentMixing:
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> "LatentMixing":
         """Gives the same with other tensors."""
-        return LatentMixing(**tensors)
+        return LatentMixing(tensors["mix"])
 
 
 Environment = PlaceFields | LatentMixing

@@ -38,7 +38,9 @@ def prediction_error_figure(minutes: Sequence[float], errors: Tensor) -> "Figure
         errors: of HPC and MEC `[N, M, 2]`.
     """
     figure = new_figure(
-        title="Prediction error over training", xlabel="simulated time (min)", ylabel="mean |basal - apical| (rate)"
+        title="Prediction error over training",
+        xlabel="simulated time (min)",
+        ylabel="mean |basal - apical| (rate)",
     )
     axes = figure.axes[0]
     for layer, name in enumerate(("HPC", "MEC")):
@@ -55,13 +57,24 @@ def rates_figure(module: "HippocampalFormation", seconds: float = 2.0) -> "Figur
     last, dt = module.recorder.last, module.settings.dt
     steps = min(round(seconds / dt), len(last["p"]))
     figure = new_figure(
-        3, 1, title="The last seconds of training", xlabel="time (s)", height=7.0, sharex=True, height_ratios=[3, 3, 1]
+        3,
+        1,
+        title="The last seconds of training",
+        xlabel="time (s)",
+        height=7.0,
+        sharex=True,
+        height_ratios=[3, 3, 1],
     )
     extent = (0.0, steps * dt)
     for axes, name, label in zip(figure.axes, ("p", "g"), ("HPC cell", "MEC cell"), strict=False):
         rates = last[name][-steps:].T
         image = axes.imshow(
-            rates, aspect="auto", origin="lower", cmap="viridis", extent=(*extent, 0, len(rates)), interpolation="none"
+            rates,
+            aspect="auto",
+            origin="lower",
+            cmap="viridis",
+            extent=(*extent, 0, len(rates)),
+            interpolation="none",
         )
         axes.set_ylabel(label)
         axes.grid(False)
@@ -83,18 +96,20 @@ def ring_figure(module: "HippocampalFormation", index: int = 0) -> "Figure":
     from lightning_plasticity.hippocampus.analysis import sorted_ring
 
     ring = sorted_ring(module, index)
-    names = {"recurrent": "MEC to MEC", "right": "rightward to MEC", "left": "leftward to MEC"}
+    names = {"recurrent": "MEC", "right": "rightward cells", "left": "leftward cells"}
     figure = new_figure(
         2, 3, title=f"Ring among {len(ring.recurrent)} live MEC cells, sorted along the track", height=6.4
     )
     for axes, (name, title) in zip(figure.axes, names.items(), strict=False):
         matrix = getattr(ring, name).cpu()
         limit = float(matrix.abs().max()) or 1.0
-        image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", interpolation="none")
+        image = axes.imshow(
+            matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", interpolation="none"
+        )
         axes.set_title(title)
         axes.set_xlabel("from cell")
         axes.grid(False)
-        figure.colorbar(image, ax=axes, shrink=0.7)
+        figure.colorbar(image, ax=axes, location="bottom", shrink=0.8)
     figure.axes[0].set_ylabel("to cell")
     for axes, name in zip(figure.axes[3:6], names, strict=True):
         profile = aligned_profile(getattr(ring, name)).cpu()
@@ -133,7 +148,9 @@ def dark_error_figure(history: Sequence[tuple[float, Tensor]], dt: float, most: 
         dt: seconds of a step.
         most: tests drawn.
     """
-    chosen = sorted({round(k * (len(history) - 1) / max(1, most - 1)) for k in range(min(most, len(history)))})
+    chosen = sorted(
+        {round(k * (len(history) - 1) / max(1, most - 1)) for k in range(min(most, len(history)))}
+    )
     curves = {f"after {history[k][0]:g} min": history[k][1] for k in chosen}
     return darkness_figure(curves, dt, "Path integration during training")
 
@@ -162,8 +179,8 @@ def tracking_figure(dark: "Darkness", dt: float, tests: int = 3, index: int = 0)
     """Decoded and true place through the light and the dark, of some tests of one model."""
     tests = min(tests, dark.true.shape[1])
     figure = new_figure(
-        tests, 1, title="Decoded against true place", xlabel="time from lights out (s)", height=2.0 * tests + 0.8,
-        sharex=True, sharey=True,
+        tests, 1, title="Decoded against true place", xlabel="time from lights out (s)",
+        height=2.0 * tests + 0.8, sharex=True, sharey=True,
     )  # fmt: skip
     before = dark.true_light.shape[2]
     time = (torch.arange(before + dark.true.shape[2]) + 1 - before) * dt
@@ -186,7 +203,9 @@ def bump_speed_figure(speeds: Tensor, curves: Mapping[str, Tensor]) -> "Figure":
         curves: name -> speeds of the decoded place `[M, V]`, m/s.
     """
     figure = new_figure(
-        title="Does the bump move as fast as the animal?", xlabel="true speed (m/s)", ylabel="speed of the bump (m/s)"
+        title="Does the bump move as fast as the animal?",
+        xlabel="true speed (m/s)",
+        ylabel="speed of the bump (m/s)",
     )
     axes = figure.axes[0]
     ends = [float(speeds.min()), float(speeds.max())]
@@ -208,7 +227,14 @@ def wake_and_sleep_figure(found: "WakeAndSleep", dt: float, index: int = 0, cell
     time = torch.arange(steps) * dt
     for cell, color in zip(range(cells), colors(range(cells)).values(), strict=True):  # type: ignore[arg-type]
         _line(wake, time, found.wake_basal[:steps, index, cell], color, "basal" if cell == 0 else "")
-        _line(wake, time, found.wake_apical[:steps, index, cell], color, "apical" if cell == 0 else "", linestyle=":")
+        _line(
+            wake,
+            time,
+            found.wake_apical[:steps, index, cell],
+            color,
+            "apical" if cell == 0 else "",
+            linestyle=":",
+        )
         _line(sleep, time, found.sleep_mec[:steps, index, cell], color, "")
     wake.set(xlabel="time in wake (s)", ylabel="HPC rate")
     sleep.set(xlabel="time in sleep (s)", ylabel="MEC rate")

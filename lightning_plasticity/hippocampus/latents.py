@@ -1,4 +1,4 @@
-"""The latent task's scores: how well wake predicts, and whether sleep generates the statistics of the data."""
+"""The latent task's scores: how well wake predicts, and whether sleep has the statistics of the data."""
 
 from typing import NamedTuple
 
@@ -60,7 +60,11 @@ def wake_and_sleep(model: HippocampalFormation, seconds: float = 60.0, seed: int
 
     wake = signals.take(steps)
     state, awake = model.run(
-        wake, model.state, model.gate.with_mode("wake"), _noise(model, steps, generators), watch=dendrites.append
+        wake,
+        model.state,
+        model.gate.with_mode("wake"),
+        _noise(model, steps, generators),
+        watch=dendrites.append,
     )
     late = signals.take(steps)
     _, asleep = model.run(late, state, model.gate.with_mode("sleep"), _noise(model, steps, generators))

@@ -1,7 +1,6 @@
 """`HippocampalFormation`: the theta-gated Helmholtz machine as a LightningModule."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -34,9 +33,10 @@ ERROR_TAU, ERROR_SKIP = 60.0, 0.4  # seconds: of the averaged prediction error, 
 class HippocampalFormation(Checkpoints, LightningModule):
     """A generative model of the hippocampal formation that learns with theta (George et al., NeurIPS 2023).
 
-    Pyramidal cells of two layers, HPC and MEC, have a basal dendrite (inference) and an apical one (generative).
-    A theta gate decides which of them drives the somas; the other learns to predict its soma, by a local rule.
-    Batches are chunks of whole theta cycles, from `TrackData` or `LatentData`; each is one training step.
+    Pyramidal cells of two layers, HPC and MEC, have a basal dendrite (inference) and an apical one
+    (generative). A theta gate decides which of them drives the somas; the other learns to predict its soma,
+    by a local rule. Batches are chunks of whole theta cycles, from `TrackData` or `LatentData`; each is one
+    training step.
 
     Args:
         preset: `track`, `latents`, `remap`: the authors' settings; `track_tuned` and `remap_anchored`: ours.
@@ -106,13 +106,13 @@ class HippocampalFormation(Checkpoints, LightningModule):
         with torch.no_grad():
             for name, weight in weights.items():
                 self.weights[name].copy_(weight)
-        like = {"dtype": self.dtype, "device": self.device}
+        like = self.weights["hpc_apical"]
         self.environment = make_environment(self.settings, self.seeds)
         self.environment = self.environment.with_tensors(
-            {name: tensor.to(**like) for name, tensor in self.environment.tensors().items()}
+            {name: tensor.to(like) for name, tensor in self.environment.tensors().items()}
         )
-        self.state = State.zeros(self.settings, self.models, self.agents, **like)
-        self.error = torch.zeros(self.models, 2, **like)
+        self.state = State.zeros(self.settings, self.models, self.agents, like.dtype, like.device)
+        self.error = torch.zeros(self.models, 2, dtype=like.dtype, device=like.device)
         self._generators = [generator_for(seed, stream=5) for seed in self.seeds]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HippocampalFormation":
@@ -136,13 +136,14 @@ class HippocampalFormation(Checkpoints, LightningModule):
     def mode(self, mode: Mode) -> None:
         self.gate = self.gate.with_mode(mode)
 
-    def freeze(self, *names: str) -> None:
-        """Stops the learning of maps: their weights and inductions stand still."""
-        self.set_eta(dict.fromkeys(names, 0.0))
+    def freeze(self, *names: str) -> "HippocampalFormation":  # type: ignore[override]
+        """Stops the learning of maps, all of them if none is named: weights and inductions stand still."""
+        self.set_eta(dict.fromkeys(names or self.settings.maps, 0.0))
+        return self
 
-    def unfreeze(self, *names: str) -> None:
-        """Lets maps learn again, at the rate of the preset (0.01 or 0.001 for one that the preset freezes)."""
-        fallback = max(self.settings.eta.values())
+    def unfreeze(self, *names: str) -> None:  # type: ignore[override]
+        """Lets maps learn again, at the preset's rate; one that the preset freezes at that of the others."""
+        names, fallback = names or self.settings.maps, max(self.settings.eta.values())
         self.set_eta({name: self.settings.eta.get(name, 0.0) or fallback for name in self._known(names)})
 
     def set_eta(self, eta: Mapping[str, float]) -> None:
@@ -168,9 +169,7 @@ class HippocampalFormation(Checkpoints, LightningModule):
     @torch.no_grad()
     def infer(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Basal rates without noise: p and g of features `[M, n_p, ...]`, as in wake."""
-        rates, _ = dynamics.activate(
-            dynamics.apply_map(self.weights["mec_basal"], features), self.settings
-        )
+        rates, _ = dynamics.activate(dynamics.apply_map(self.weights["mec_basal"], features), self.settings)
         return features, rates
 
     @torch.no_grad()
@@ -189,7 +188,9 @@ class HippocampalFormation(Checkpoints, LightningModule):
         potential = dynamics.apical_potential(dict(self.weights), g, c)
         return dynamics.apply_map(self.weights["hpc_apical"], g), dynamics.activate(potential, settings)[0]
 
-    def rate_map(self, layer: Literal["hpc", "mec"], phase: Literal["wake", "sleep"], positions: Tensor) -> Tensor:
+    def rate_map(
+        self, layer: Literal["hpc", "mec"], phase: Literal["wake", "sleep"], positions: Tensor
+    ) -> Tensor:
         """Rates over the track `[M, cells, X]`: basal ones, or what apical dendrites make of the basal MEC's.
 
         Args:
@@ -265,8 +266,8 @@ class HippocampalFormation(Checkpoints, LightningModule):
         """Refuses what would silently change the arithmetic or the sums over processes."""
         if self.trainer.precision not in PRECISIONS:
             raise MisconfigurationException(
-                f"precision={self.trainer.precision!r} would lose eta * PI, which is far smaller than W: choose "
-                f"one of {', '.join(PRECISIONS)}"
+                f"precision={self.trainer.precision!r} would lose eta * PI, which is far smaller than W: "
+                f"choose one of {', '.join(PRECISIONS)}"
             )
         if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise MisconfigurationException(
@@ -328,11 +329,13 @@ class HippocampalFormation(Checkpoints, LightningModule):
         """Runs and learns a chunk of whole theta cycles."""
         steps, agents = len(next(iter(batch.values()))), next(iter(batch.values())).shape[-1]
         if agents != self.agents:
-            raise ValueError(f"the data have agents={agents}, the model agents={self.agents}: give both as many")
+            raise ValueError(
+                f"the data have agents={agents}, the model agents={self.agents}: give both as many"
+            )
         if steps % self.gate.cycle:
             raise ValueError(
-                f"a chunk of {steps} steps is no whole number of theta cycles of {self.gate.cycle} steps: choose "
-                "chunk_seconds of the data accordingly"
+                f"a chunk of {steps} steps is no whole number of theta cycles of {self.gate.cycle} steps: "
+                "choose chunk_seconds of the data accordingly"
             )
         optimizer: Any = self.optimizers()
         rule = optimizer.optimizer
@@ -371,9 +374,10 @@ class HippocampalFormation(Checkpoints, LightningModule):
 
     def _log(self) -> None:
         error = self.error.mean(0)
-        self.log("hippocampus/simulated_minutes", self.simulated_minutes, prog_bar=True)
-        self.log("hippocampus/prediction_error_hpc", error[0], prog_bar=True)
-        self.log("hippocampus/prediction_error_mec", error[1], prog_bar=True)
+        self.log("hippocampus/simulated_minutes", self.simulated_minutes)
+        self.log("hippocampus/prediction_error_hpc", error[0])
+        self.log("hippocampus/prediction_error_mec", error[1])
+        self.log("minutes", self.simulated_minutes, prog_bar=True, logger=False)  # fits into the bar
 
     def figures(self) -> Mapping[str, "Figure"]:
         """Prediction errors over training, the ring, rate maps, and the last seconds of rates."""
@@ -402,5 +406,5 @@ def _check(models: int, agents: int, engine: str, reduction: str, sync: str, syn
 
 def _chunks_of(trainer: Any) -> float:
     """Training steps of the whole run; infinity where nobody knows."""
-    total = trainer.estimated_stepping_batches
+    total: float = trainer.estimated_stepping_batches
     return float(total) if total > 0 else float("inf")

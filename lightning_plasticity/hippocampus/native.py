@@ -1,8 +1,8 @@
 """The fast way on a CPU: a small C++ kernel, compiled once by the machine's own compiler.
 
-It computes what `dynamics.unroll` and `plasticity.LocalPlasticity` compute, for models with one agent each, and
-spreads models over torch's threads. Where there is no compiler, or one that fails, `library` gives None and the
-plain way goes on.
+It computes what `dynamics.unroll` and `plasticity.LocalPlasticity` compute, for models with one agent each,
+and spreads models over torch's threads. Where there is no compiler, or one that fails, `library` gives None
+and the plain way goes on.
 """
 
 import ctypes
@@ -26,7 +26,9 @@ from lightning_plasticity.hippocampus.settings import Settings
 
 _SOURCE = Path(__file__).with_name("kernel.cpp")
 # Sums may be reordered, as in any vectorised product; infinities and NaN keep their meaning.
-_FLAGS = "-O3 -std=c++17 -shared -fPIC -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros"
+_FLAGS = (
+    "-O3 -std=c++17 -shared -fPIC -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros"
+)
 _TARGETS = {"AVX2": "-march=x86-64-v3", "AVX512": "-march=x86-64-v4"}
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _STANDING = {"eta": 0.0, "trace_rate": 1.0, "l1": 0.0, "l2": 0.0, "scale": 1.0}
@@ -151,8 +153,9 @@ def unroll(
     after = state.map(lambda tensor: tensor.clone(memory_format=torch.contiguous_format))
     after.step += steps
     trace = Trace(
-        *(weight.new_empty(steps, models, count, 1) for count in (settings.hpc, settings.mec)),
-        weight.new_empty(steps, models, 2),
+        p=weight.new_empty(steps, models, settings.hpc, 1),
+        g=weight.new_empty(steps, models, settings.mec, 1),
+        error=weight.new_empty(steps, models, 2),
     )
     networks = [_network(settings, weights, after, inputs, trace, rule, model) for model in range(models)]
     run = getattr(library(), f"hippocampus_{_DTYPES[dtype]}")
@@ -193,7 +196,9 @@ def _network(
         **_of_model(model, trace_p=trace.p, trace_g=trace.g, trace_error=trace.error),
     )
     for name, weight in weights.items():
-        induction = weight if rule is None else rule.induction(name)  # it is not read where nothing is learned
+        induction = (
+            weight if rule is None else rule.induction(name)
+        )  # it is not read where nothing is learned
         constants = _STANDING if rule is None else rule.rule(name)
         if not (weight.is_contiguous() and induction.is_contiguous()):
             raise ValueError(f"the map {name} isn't contiguous: call .contiguous() on it first")

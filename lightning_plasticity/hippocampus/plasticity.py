@@ -71,10 +71,10 @@ def hidden_weights(weight: Tensor, induction: Tensor, eta: float, trace_rate: fl
 class LocalPlasticity(Optimizer):
     """Local learning of named maps; no gradient is involved.
 
-    `accumulate(name, delta, presynaptic)` applies the rule to one map at one simulated step. `step()` closes a
-    chunk of steps, so that one training step of Lightning is one step of an optimizer: `max_steps`, checkpoints
-    and schedulers count chunks. Each map is a parameter group with the keys `name`, `lr` (eta per step; 0
-    freezes the map), `tau`, `dt`, `l1`, `l2` and `reduction`; `state[W]["induction"]` is its PI.
+    `accumulate(name, delta, presynaptic)` applies the rule to one map at one simulated step. `step()` closes
+    a chunk of steps, so that one training step of Lightning is one step of an optimizer: `max_steps`,
+    checkpoints and schedulers count chunks. Each map is a parameter group with the keys `name`, `lr` (eta per
+    step; 0 freezes the map), `tau`, `dt`, `l1`, `l2` and `reduction`; `state[W]["induction"]` is its PI.
 
     Args:
         maps: name -> W `[M, n, m]`.
@@ -190,6 +190,6 @@ class LocalPlasticity(Optimizer):
             rule["scale"] = 1.0
         learn_(weight, induction, delta, presynaptic, **rule)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Closes a chunk; the maps have been written step by step."""
         return None if closure is None else closure()

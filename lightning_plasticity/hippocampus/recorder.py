@@ -54,5 +54,9 @@ class Recorder:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.minutes, self.errors, self.last = list(state["minutes"]), list(state["errors"]), dict(state["last"])
+        self.minutes, self.errors, self.last = (
+            list(state["minutes"]),
+            list(state["errors"]),
+            dict(state["last"]),
+        )
         self._every, self._seen = state["every"], state["seen"]

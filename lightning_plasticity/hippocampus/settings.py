@@ -12,14 +12,15 @@ MAPS = {
     "track": ("hpc_apical", "mec_basal", "mec_recurrent", "mec_right", "mec_left"),
     "latents": ("hpc_apical", "mec_basal", "mec_recurrent"),
 }
-"""Plastic maps of each task: into which layer and dendrite; the last three share the MEC's apical dendrite."""
+"""Plastic maps of each task, by the dendrite they end on; from the third on it is the MEC's apical one."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that is fixed while a model runs (George et al., NeurIPS 2023). SI units.
 
-    The presets are the authors' code (`track`, `latents`, `remap`) and ours (`track_tuned`, `remap_anchored`).
+    The presets are the authors' code (`track`, `latents`, `remap`) and ours (`track_tuned`,
+    `remap_anchored`).
 
     Attributes:
         task: `track` (place fields, ring of MEC cells, conjunctive cells) or `latents`.
@@ -93,7 +94,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name, choices in {"task": Task, "activation": Activation}.items():
             if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(get_args(choices))}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} must be one of {', '.join(get_args(choices))}"
+                )
         positive = ("dt", "hpc", "mec", "latents", "noise_tau", "full_speed", "field_width", "circumference")
         for name in positive:
             if not getattr(self, name) > 0:

@@ -1,4 +1,4 @@
-"""A new environment for a trained model: new place fields, the ring kept, the maps from and to HPC learned anew."""
+"""A new environment for a trained model: new place fields, the ring kept, its maps to HPC learned anew."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -54,9 +54,8 @@ def remap(model: HippocampalFormation, switch: Switch) -> None:
     centres = [field_centres(model.settings, generator_for(own, stream=10), shuffle=True) for own in seeds]
     model.environment.centres = torch.stack(centres).to(model.environment.centres)
     if switch.reset_rates:
-        model.state = replace(model.state, **{
-            name: torch.zeros_like(getattr(model.state, name)) for name in ("p", "g", "c", "u")
-        })  # fmt: skip
+        noise = model.state.noise
+        model.state = replace(model.state.map(torch.zeros_like), noise=noise)
     if switch.basal == "uniform":
         model.weights["mec_basal"].zero_()
         model.weights["mec_basal"][:, :, : model.settings.hpc] = 1 / model.settings.hpc

@@ -40,7 +40,7 @@ def horizon(errors: Tensor, dt: float, threshold: float = 0.1) -> Tensor:
 
 
 class CircularDecodingError(Metric):
-    """Mean distance along the track between decoded and true places, by time in the dark; chance is a quarter.
+    """Mean distance along the track between decoded and true places, by time in the dark.
 
     Args:
         circumference: metres, of the track.
@@ -48,7 +48,8 @@ class CircularDecodingError(Metric):
 
     Example:
         >>> error = CircularDecodingError()
-        >>> error.update(torch.tensor([[0.1, 0.9]]), torch.tensor([[0.1, 0.1]]))             # one test, two steps
+        >>> error.update(torch.tensor([[0.1, 0.9]]), torch.tensor([[0.1, 0.1]]))             # one test, two
+        steps
         >>> error.compute()
         tensor([0.0000, 0.2000])
     """

@@ -111,4 +111,5 @@ class LatentR2(Metric):
         ridge = 1e-10 * a.diagonal().mean() * torch.eye(k, dtype=a.dtype, device=a.device)
         residual = c.trace() - (b * torch.linalg.solve(a + ridge, b)).sum()
         count, sums = self.gram[self.inputs, self.inputs], self.gram[self.inputs, k:]
-        return 1 - residual / (c.trace() - sums.square().sum() / count)
+        score: Tensor = 1 - residual / (c.trace() - sums.square().sum() / count)
+        return score

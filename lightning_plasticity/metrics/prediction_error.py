@@ -22,7 +22,8 @@ def low_pass(previous: Tensor, values: Tensor, rate: float) -> Tensor:
     steps = len(values)
     powers = (1 - rate) ** torch.arange(steps, -1, -1, dtype=torch.float64, device=values.device)
     driven = torch.tensordot(powers[1:] * rate, values.double(), 1)
-    return (powers[0] * previous.double() + driven).to(values.dtype)
+    smoothed: Tensor = powers[0] * previous.double() + driven
+    return smoothed.to(values.dtype)
 
 
 class PredictionError(Metric):
@@ -62,9 +63,7 @@ class PredictionError(Metric):
     def update(self, basal: Tensor, apical: Tensor) -> None:
         """Takes rates of `T` steps `[T, ...]`; the error of a step is the mean over all cells."""
         if basal.shape != apical.shape or basal.ndim < 2:
-            raise ValueError(
-                f"basal {tuple(basal.shape)}, apical {tuple(apical.shape)}: alike, [steps, ...]"
-            )
+            raise ValueError(f"basal {tuple(basal.shape)}, apical {tuple(apical.shape)}: alike, [steps, ...]")
         errors = (basal - apical).abs().flatten(1).mean(1)
         self.value = following(self.value, errors, self.rate, int(self.steps), self.skip)
         self.steps += len(errors)

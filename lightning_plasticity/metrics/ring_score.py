@@ -29,9 +29,9 @@ def ring_score(recurrent: Tensor, right: Tensor, left: Tensor) -> dict[str, Tens
     """Two signs of a ring attractor, and their product.
 
     `centre_mass`: share of the recurrent profile's positive part within a tenth of the ring on either side (a
-    fifth by chance). `antisymmetry`: minus the correlation of the odd parts of the two conjunctive profiles: one
-    pushes where the other pulls; their even parts, equal on both sides, are a common drive that moves nothing.
-    `score`: their product, 0 where the second is negative.
+    fifth by chance). `antisymmetry`: minus the correlation of the odd parts of the two conjunctive profiles:
+    one pushes where the other pulls; their even parts, equal on both sides, are a common drive that moves
+    nothing. `score`: their product, 0 where the second is negative.
 
     Args:
         recurrent: `[n, n]`, sorted along the ring.
@@ -81,9 +81,7 @@ class RingScore(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Means of `centre_mass`, `antisymmetry` and `score`."""
-        return {
-            name: getattr(self, name) / self.models for name in ("centre_mass", "antisymmetry", "score")
-        }
+        return {name: getattr(self, name) / self.models for name in ("centre_mass", "antisymmetry", "score")}
 
 
 class LiveCells(Metric):
@@ -91,7 +89,8 @@ class LiveCells(Metric):
 
     Example:
         >>> live = LiveCells()
-        >>> live.update(torch.tensor([[0.0, 0.9], [0.0, 0.01]]))                             # cells, positions
+        >>> live.update(torch.tensor([[0.0, 0.9], [0.0, 0.01]]))                             # cells,
+        positions
         >>> live.compute()
         tensor(1.)
     """
