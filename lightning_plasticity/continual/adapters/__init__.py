@@ -33,7 +33,7 @@ def __getattr__(name: str) -> object:
     try:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     except ModuleNotFoundError as error:
-        if error.name != "peft":
+        if (error.name or "").split(".")[0] != "peft":
             raise
         message = "adapters need peft: pip install 'lightning-plasticity[recipes]'"
         raise ModuleNotFoundError(message, name="peft") from error

@@ -10,7 +10,6 @@ from lightning_plasticity.continual.backbones import load_backbone
 
 CONV = {
     "ssf": {"method": "ssf"},
-    "ssf_noise": {"method": "ssf", "init": "noise"},
     "ssf_convs": {"method": "ssf", "target_modules": r".*(conv_pw|conv_dw|bn1)"},
     "lora": {"method": "lora", "target_modules": ["conv_pw"], "lora_dropout": 0.5},
     "ln_tuning": {"method": "ln_tuning", "target_modules": ["bn2"]},
@@ -25,7 +24,7 @@ VIT = {
     "oft": {"method": "oft", "target_modules": ["qkv"], "oft_block_size": 8},
 }
 CASES = [("conv", name) for name in CONV] + [("vit", name) for name in VIT]
-NOT_IDENTITY = {"ssf_noise", "deep_prompt"}  # change the features before they have learned anything
+NOT_IDENTITY = {"deep_prompt"}  # changes the features before it has learned anything
 
 
 def small_vit(depth=2):
