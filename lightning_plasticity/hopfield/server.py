@@ -128,8 +128,10 @@ def _learn(memory: Memory, product: Tensor, basis: Tensor, fresh: float, config:
     )
     effective = float(weights.sum() ** 2 / (weights**2 / size).sum())
     memory = replace(memory, vectors=vectors, eigenvalues=values.cpu(), outliers=bulk.outliers)
-    found = find_archetypes(memory, bulk, effective, config)
-    memory = consolidate(memory, found, fresh, config)
+    saturated = bulk.outliers > width // 2
+    if not saturated:
+        found = find_archetypes(memory, bulk, effective, config)
+        memory = consolidate(memory, found, fresh, config)
     report = replace(
         memory.report,
         outliers=bulk.outliers,
@@ -137,6 +139,7 @@ def _learn(memory: Memory, product: Tensor, basis: Tensor, fresh: float, config:
         noise=bulk.noise,
         effective_examples=effective,
         plastic_share=fresh,
+        saturated=saturated,
     )
     return replace(memory, report=report)
 
