@@ -4,8 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_plasticity.callbacks.sparse_training import SparseTraining
-from lightning_plasticity.sparsity.config import Distribution, check_fraction
-from lightning_plasticity.sparsity.schedules import Constant, Cosine, Cubic, Schedule, check_time
+from lightning_plasticity.sparsity.config import Distribution
+from lightning_plasticity.sparsity.schedules import (
+    Constant,
+    Cosine,
+    Cubic,
+    Schedule,
+    check_fraction,
+    check_time,
+)
 
 Target = float | Mapping[str, float]
 """A final sparsity, or name pattern to final sparsity."""

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.optim import Optimizer
 
 from lightning_plasticity.callbacks.sparse_training import SparseTraining
-from lightning_plasticity.sparsity.config import check_fraction
+from lightning_plasticity.sparsity.schedules import check_fraction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

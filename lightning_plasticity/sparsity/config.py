@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, get_args
 from lightning_plasticity.sparsity import scores
 from lightning_plasticity.sparsity.granularity import Granularity, Groups
 from lightning_plasticity.sparsity.maskable import check_patterns, matches
-from lightning_plasticity.sparsity.schedules import Constant, Schedule, as_schedule
+from lightning_plasticity.sparsity.schedules import Schedule, as_schedule, check_fraction_or_schedule
 from lightning_plasticity.sparsity.scores import Score
 
 Scope = Literal["global", "layer"]
@@ -91,9 +91,9 @@ class SparsityConfig:
             raise ValueError(
                 "drop='gradient' would drop what has converged; choose 'magnitude', 'sensitivity' or 'random'"
             )
-        check_fraction("regrow_ratio", self.regrow_ratio, closed=True)
+        check_fraction_or_schedule("regrow_ratio", self.regrow_ratio, closed=True)
         for value in self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]:
-            check_fraction("sparsity", value)
+            check_fraction_or_schedule("sparsity", value)
         if isinstance(self.sparsity, Mapping) and not self.sparsity:
             raise ValueError(
                 "sparsity={} names no layer; give a number or a mapping of name pattern to number"
@@ -165,26 +165,6 @@ class SparsityConfig:
                     f"sparsity ends at {values[-1]} for '{name}', granularity='{self.pattern}' needs at "
                     f"least {1 - self.pattern.n / self.pattern.m:g}: raise sparsity"
                 )
-
-
-def check_fraction(argument: str, value: object, closed: bool = False) -> None:
-    """Refuse a number outside [0, 1), or [0, 1] if ``closed``; schedules are checked later.
-
-    Raises:
-        ValueError: Names the argument, the value and the range.
-    """
-    if isinstance(value, Constant):
-        value = value.value
-    if isinstance(value, Schedule):
-        return
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (0 <= value < 1 or (closed and value == 1))
-    ):
-        raise ValueError(
-            f"{argument}={value!r} must be a number in [0, 1{']' if closed else ')'} or a schedule"
-        )
 
 
 def _score(argument: str, value: str | Score) -> Score:

@@ -89,6 +89,38 @@ class Plan:
             return self.regrow_ratio(step) > 0 or self.is_behind(step, counts)
         return self.has_arrived(step) and self.is_behind(step, counts)
 
+    def kept(self, step: int, counts: Sequence[int]) -> Targets:
+        """Active units that pruning leaves after step ``step``: the targets, never more than there are."""
+        targets = self.targets(step)
+        if isinstance(targets, int):
+            return targets
+        return [min(target, count) for target, count in zip(targets, counts, strict=True)]
+
+    def exchanged(self, step: int, counts: Sequence[int], has_gradient: Sequence[bool]) -> list[int]:
+        """Units that each layer drops and grows at step ``step``: ``ceil(r_t * active)``, if there is room.
+
+        Args:
+            step: Optimizer step.
+            counts: Active units of each layer after pruning.
+            has_gradient: Which layers had a gradient; the others sit out.
+        """
+        ratio = self.regrow_ratio(step)
+        units = [
+            math.ceil(ratio * count) if has else 0 for count, has in zip(counts, has_gradient, strict=True)
+        ]
+        if not self.config.allow_readd:
+            units = [min(k, size - n) for k, size, n in zip(units, self.sizes, counts, strict=True)]
+        if not self.config.pattern.has_unit_weights:  # a layer without filters computes nothing
+            units = [min(k, n - 1) for k, n in zip(units, counts, strict=True)]
+        return units
+
+    def after_cut(self, rate: float, counts: Sequence[int]) -> Targets:
+        """Active units left when a share ``rate`` goes at once; of filters at least one a layer."""
+        if self.is_global:
+            return sum(counts) - round(rate * sum(counts))
+        left = [count - round(rate * count) for count in counts]
+        return left if self.config.pattern.has_unit_weights else [max(1, count) for count in left]
+
     @property
     def regrows(self) -> bool:
         """Whether connections are exchanged at any time."""

@@ -9,14 +9,29 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 
-def check_fraction(name: str, value: float) -> None:
-    """Refuse anything but a real number in [0, 1].
+def check_fraction(name: str, value: object, closed: bool = False) -> None:
+    """Refuse anything but a real number in [0, 1), or in [0, 1] if ``closed``.
 
     Raises:
-        ValueError: if ``value`` is no number, not finite, or outside [0, 1].
+        ValueError: names the argument, the value and the range.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name}={value!r} must be a number between 0 and 1.")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (0 <= value < 1 or (closed and value == 1)):  # type: ignore[operator]
+        raise ValueError(f"{name}={value!r} must be a number in [0, 1{']' if closed else ')'}")
+
+
+def check_fraction_or_schedule(name: str, value: object, closed: bool = False) -> None:
+    """:func:`check_fraction` where a schedule may stand; its values are checked once the run is known.
+
+    Raises:
+        ValueError: names the argument, the value and the range.
+    """
+    if isinstance(value, Schedule) and not isinstance(value, Constant):
+        return
+    try:
+        check_fraction(name, value.value if isinstance(value, Constant) else value, closed)
+    except ValueError as error:
+        raise ValueError(f"{error} or a schedule") from None
 
 
 def check_time(name: str, value: float) -> None:
@@ -107,7 +122,7 @@ class Constant(Schedule):
 
     def __post_init__(self) -> None:
         """Refuse a bad value."""
-        check_fraction("value", self.value)
+        check_fraction("value", self.value, closed=True)
 
     def __call__(self, step: int, total: int) -> float:
         """Give the value."""
@@ -130,8 +145,8 @@ class _Ramp(Schedule):
 
     def __post_init__(self) -> None:
         """Refuse values and times that can't be meant."""
-        check_fraction("initial", self.initial)
-        check_fraction("final", self.final)
+        check_fraction("initial", self.initial, closed=True)
+        check_fraction("final", self.final, closed=True)
         check_time("start", self.start)
         check_time("end", self.end)
         if type(self.start) is type(self.end):

@@ -5,7 +5,6 @@ The way of one optimizer step: dense gradients arrive (masked weights are zero, 
 :meth:`Sparsifier.after_step` counts the step and, where an update is due, prunes, drops, grows and applies.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,18 +16,20 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_plasticity.sparsity.config import SparsityConfig
+from lightning_plasticity.sparsity.initial import initial_masks
 from lightning_plasticity.sparsity.maskable import maskable_parameters
-from lightning_plasticity.sparsity.masks import (
-    apply_masks_,
-    local,
-    pack_mask,
-    shard_like,
-    unpack_mask,
-    unshard_like,
-)
+from lightning_plasticity.sparsity.masks import apply_masks_, local, shard_like
+from lightning_plasticity.sparsity.optimizer_state import check_optimizer, was_skipped, zero_outside_
 from lightning_plasticity.sparsity.plan import Plan
 from lightning_plasticity.sparsity.scoring import Captured, Scorer
 from lightning_plasticity.sparsity.selection import LazyScores
+from lightning_plasticity.sparsity.state import (
+    History,
+    check_same_shapes,
+    pack_masks,
+    reordered,
+    unpack_masks,
+)
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,10 @@ class Sparsifier:
         self._scorer = Scorer(config, self.parameters, self.plan.coupled, self.generator)
         self.step = 0
         self.updates = self.skipped = self.pruned = self.dropped = self.grown = 0
-        self.counts = self.plan.initial_counts()
-        self._masks = self._initial_masks()
+        self._masks = initial_masks(self.plan, self._scorer, group)
+        self.counts = self._count(self._masks)
         self._ever = [mask.clone() for mask in self._masks] if config.track_exploration else []
-        self.history: list[tuple[int, list[int]]] = [(0, list(self.counts))]
+        self.history: History = [(0, list(self.counts))]
         self._captured: Captured | None = None
         self._is_stepping = False
         if state is None:
@@ -188,7 +189,7 @@ class Sparsifier:
         Raises:
             ValueError: If the optimizer does not hold all the masked parameters.
         """
-        self.check_optimizer(optimizer)
+        check_optimizer(optimizer, self.parameters)
         return [
             optimizer.register_step_pre_hook(self._before_hook),
             optimizer.register_step_post_hook(self._after_hook),
@@ -221,19 +222,6 @@ class Sparsifier:
             return None
         self._is_stepping = False
         return self.after_step(optimizer)
-
-    def check_optimizer(self, optimizer: Optimizer) -> None:
-        """Refuse an optimizer that does not hold all the masked parameters.
-
-        Raises:
-            ValueError: Names the parameters.
-        """
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if missing := [name for name, p in self.parameters.items() if id(p) not in owned]:
-            raise ValueError(
-                f"the optimizer never received these masked parameters: {missing}. "
-                "Give them to the optimizer, or leave them dense with exclude=[...]."
-            )
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -299,12 +287,8 @@ class Sparsifier:
             regrow: Whether to regenerate.
         """
         pattern, captured = self.config.pattern, self._scorer.capture(regrow)
-        keep = [count - round(rate * count) for count in self.counts]
-        if not pattern.has_unit_weights:
-            keep = [max(1, count) for count in keep]
-        total = sum(self.counts) - round(rate * sum(self.counts))
-        scores = self._scorer.drop_scores(captured)
-        pruned = pattern.prune(scores, self._masks, total if self.plan.is_global else keep, self.group)
+        keep = self.plan.after_cut(rate, self.counts)
+        pruned = pattern.prune(self._scorer.drop_scores(captured), self._masks, keep, self.group)
         left, rewired = self._count(pruned), pruned
         if regrow:
             lost = [before - after for before, after in zip(self.counts, left, strict=True)]
@@ -318,28 +302,17 @@ class Sparsifier:
         """GraNet step 1: down to the plan, over all layers together or in each."""
         if not self.plan.is_behind(self.step, self.counts):
             return [mask.clone() for mask in self._masks]
-        keep = self.plan.targets(self.step)
-        if not isinstance(keep, int):
-            keep = [min(target, count) for target, count in zip(keep, self.counts, strict=True)]
+        keep = self.plan.kept(self.step, self.counts)
         return self.config.pattern.prune(scores, self._masks, keep, self.group)
 
     def _exchange(
         self, drop_scores: list[LazyScores], captured: Captured, pruned: list[Tensor], counts: list[int]
     ) -> list[Tensor]:
         """GraNet steps 2 and 3: in each layer drop a share of the active units and grow as many."""
-        pattern, ratio = self.config.pattern, self.plan.regrow_ratio(self.step)
-        exchange = [
-            math.ceil(ratio * count) if has_gradient else 0
-            for count, has_gradient in zip(counts, captured.has_gradient, strict=True)
-        ]
-        if not self.config.allow_readd:
-            exchange = [
-                min(k, size - n) for k, size, n in zip(exchange, self.plan.sizes, counts, strict=True)
-            ]
-        if not pattern.has_unit_weights:  # a layer that loses all its filters at once computes nothing
-            exchange = [min(k, n - 1) for k, n in zip(exchange, counts, strict=True)]
+        exchange = self.plan.exchanged(self.step, counts, captured.has_gradient)
         if not any(exchange):
             return pruned
+        pattern = self.config.pattern
         keep = [count - k for count, k in zip(counts, exchange, strict=True)]
         survivors = pattern.drop(drop_scores, pruned, keep, self.group)
         taken = survivors if self.config.allow_readd else pruned
@@ -353,39 +326,9 @@ class Sparsifier:
             mask.copy_(new)
         for ever, new in zip(self._ever, rewired, strict=False):
             ever |= new
-        self._zero_outside(optimizer, keep)
-
-    def _zero_outside(self, optimizer: Optimizer, masks: Sequence[Tensor]) -> None:
-        tensors, keep = [], []
-        for parameter, mask in zip(self.parameters.values(), masks, strict=True):
-            for tensor in (parameter, *shaped_state(optimizer, parameter)):
-                tensors.append(local(tensor))
-                keep.append(mask)
-        apply_masks_(tensors, keep)
+        zero_outside_(optimizer, list(self.parameters.values()), keep)
 
     # -------------------------------------------------------------------------------------------- masks
-
-    def _initial_masks(self) -> list[Tensor]:
-        """Masks at the plan's first sparsity, drawn whole on the CPU: the same on every rank."""
-        pattern, masks = self.config.pattern, []
-        for parameter, count, size in zip(
-            self.parameters.values(), self.counts, self.plan.sizes, strict=True
-        ):
-            shape = tuple(parameter.shape)
-            if count == size:
-                mask = torch.ones(pattern.mask_shape(shape), dtype=torch.bool)
-            else:
-                mask = pattern.draw(shape, count, self.generator)
-            masks.append(shard_like(mask, parameter))
-        for first, *others in self._scorer.coupled:
-            for index in others:
-                masks[index] = masks[first].reshape(masks[index].shape).clone()
-        if self.config.initial == "magnitude" and sum(self.counts) < sum(self.plan.sizes):
-            everything = [torch.ones_like(mask) for mask in masks]
-            keep = self.plan.targets(0) if self.plan.is_global else self.counts
-            masks = pattern.prune(self._scorer.weights(), everything, keep, self.group)
-            self.counts = self._count(masks)
-        return masks
 
     def _sparse_layers(self) -> list[tuple[nn.Parameter, Tensor]]:
         layers = zip(self.parameters.values(), self._masks, self.counts, self.plan.sizes, strict=True)
@@ -404,15 +347,9 @@ class Sparsifier:
         """Everything needed to go on, as tensors and plain Python types; masks at one bit a unit."""
         return {
             "step": self.step,
-            "masks": {
-                name: self._pack(name, mask) for name, mask in zip(self.parameters, self._masks, strict=True)
-            },
-            "shapes": {
-                name: list(self.config.pattern.mask_shape(shape)) for name, shape in self.plan.shapes.items()
-            },
-            "ever_active": {
-                name: self._pack(name, mask) for name, mask in zip(self.parameters, self._ever, strict=False)
-            },
+            "masks": pack_masks(self._masks, self.parameters),
+            "shapes": {name: list(shape) for name, shape in self._mask_shapes().items()},
+            "ever_active": pack_masks(self._ever, self.parameters),
             "generator": self.generator.get_state(),
             "totals": {key: getattr(self, key) for key in _TOTALS},
             "history": [[step, *counts] for step, counts in self.history],
@@ -424,51 +361,22 @@ class Sparsifier:
         Raises:
             ValueError: If the state belongs to other parameters or another granularity.
         """
-        here = {name: list(self.config.pattern.mask_shape(shape)) for name, shape in self.plan.shapes.items()}
-        there = {name: list(shape) for name, shape in state["shapes"].items()}
-        if here != there:
-            different = sorted(
-                name for name in here.keys() | there.keys() if here.get(name) != there.get(name)
-            )
-            raise ValueError(
-                f"the stored masks do not fit the masked parameters; they differ in {different}. "
-                "Resume with the model, include, exclude and granularity of the stored run."
-            )
-        self._masks = self._unpack_all(state["masks"], there)
-        self._ever = self._unpack_all(state["ever_active"] or state["masks"], there) if self._ever else []
+        shapes = self._mask_shapes()
+        check_same_shapes(shapes, state["shapes"])
+        self._masks = unpack_masks(state["masks"], shapes, self.parameters)
+        if self._ever:
+            self._ever = unpack_masks(state["ever_active"] or state["masks"], shapes, self.parameters)
         self.step = state["step"]
         self.generator.set_state(state["generator"])
         for key in _TOTALS:
             setattr(self, key, state["totals"][key])
-        order = [list(there).index(name) for name in here]  # history is by position, in the order stored
-        self.history = [(step, [counts[i] for i in order]) for step, *counts in state["history"]]
+        self.history = reordered(state["history"], list(state["shapes"]), list(shapes))
         self.counts = self._count(self._masks)
         self._captured = None
         self.apply()
 
-    def _pack(self, name: str, mask: Tensor) -> Tensor:
-        return pack_mask(unshard_like(mask, self.parameters[name])).cpu()
-
-    def _unpack_all(self, packed: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> list[Tensor]:
-        return [
-            shard_like(unpack_mask(packed[name].cpu(), shapes[name]), parameter)
-            for name, parameter in self.parameters.items()
-        ]
+    def _mask_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: self.config.pattern.mask_shape(shape) for name, shape in self.plan.shapes.items()}
 
 
 _TOTALS = ("updates", "skipped", "pruned", "dropped", "grown")
-
-
-def was_skipped(optimizer: Optimizer) -> bool:
-    """Whether a fused optimizer skipped the step just asked for, as its gradient scaler told it to."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf)
-
-
-def shaped_state(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
-    """The optimizer's state tensors that hold one number per weight, whatever the optimizer calls them."""
-    return [
-        value
-        for value in optimizer.state.get(parameter, {}).values()
-        if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point()
-    ]

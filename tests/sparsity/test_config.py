@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_plasticity.sparsity import scores
-from lightning_plasticity.sparsity.config import SparsityConfig, check_fraction
+from lightning_plasticity.sparsity.config import SparsityConfig
 from lightning_plasticity.sparsity.granularity import Groups
 from lightning_plasticity.sparsity.schedules import Constant, Cosine, Cubic, Schedule
 
@@ -108,10 +108,3 @@ def test_good_curves_pass_whatever_the_length(total):
         SparsityConfig({"a": 0.0, "b": Cubic(0.2, 0.3)}),
     ):
         config.check_schedules(total)
-
-
-@pytest.mark.parametrize(
-    ("value", "closed"), [(0, False), (0.999, False), (1, True), (1.0, True), (Cubic(), False)]
-)
-def test_fractions(value, closed):
-    check_fraction("rate", value, closed=closed)

@@ -104,3 +104,29 @@ def test_bad_mappings_are_refused():
         Plan(SparsityConfig({"fc": 0.5}), SHAPES, 10)
     with pytest.raises(ValueError, match=r"several patterns match one layer, make them disjoint: .*conv1"):
         Plan(SparsityConfig({"conv1": 0.5, "conv*": 0.5}), SHAPES, 10)
+
+
+@pytest.mark.parametrize(("allow_readd", "wanted"), [(True, [17, 0, 160]), (False, [3, 0, 0])])
+def test_layers_exchange_what_their_room_allows(allow_readd, wanted):
+    """Half of 33, rounded up; a layer without gradient sits out; outside are 3 and 0 units."""
+    plan = Plan(SparsityConfig(0.5, 0.5, 10, allow_readd=allow_readd), SHAPES, 100)
+    assert plan.exchanged(10, [33, 600, 320], [True, False, True]) == wanted
+
+
+def test_one_filter_is_never_exchanged_nor_cut():
+    plan = Plan(SparsityConfig(0.5, 1.0, 10, granularity="filter"), SHAPES, 100)
+    assert plan.exchanged(10, [1, 20, 10], [True] * 3) == [0, 19, 9]
+    assert plan.after_cut(0.9, [4, 20, 10]) == [1, 2, 1]
+
+
+@pytest.mark.parametrize(("scope", "left"), [("global", 138), ("layer", [8, 30, 100])])
+def test_a_cut_leaves_the_rest_of_all_layers_or_of_each(scope, left):
+    """Three tenths of the active units stay, rounded over all layers or in each."""
+    plan = Plan(SparsityConfig(0.5, scope=scope), SHAPES, 100)
+    assert plan.after_cut(0.7, [27, 100, 333]) == left
+
+
+def test_pruning_never_asks_for_more_than_there_is():
+    plan = Plan(SparsityConfig({"conv1": 0.5, "conv2": 0.5}), SHAPES, 100)
+    assert plan.kept(0, [10, 1000]) == [10, 576]
+    assert Plan(SparsityConfig(0.5), SHAPES, 100).kept(0, [36, 1152, 320]) == SIZE // 2

@@ -15,6 +15,8 @@ from lightning_plasticity.sparsity.schedules import (
     Cubic,
     Schedule,
     as_schedule,
+    check_fraction,
+    check_fraction_or_schedule,
     resolve_step,
 )
 
@@ -114,7 +116,7 @@ def test_as_schedule_takes_numbers_and_schedules():
     assert as_schedule(0.25) == Constant(0.25)
     assert as_schedule(0)(7, 10) == 0.0
     for bad in (1.5, "0.5", None, True):
-        with pytest.raises(ValueError, match="must be a number between 0 and 1"):
+        with pytest.raises(ValueError, match=r"must be a number in \[0, 1\]"):
             as_schedule(bad)
 
 
@@ -158,3 +160,29 @@ def test_configurations_give_numbers_or_classes():
 def test_command_lines_tell_steps_from_fractions(text, expected):
     end = parse("--sparsity=Cubic", f"--sparsity.end={text}").end
     assert (end, type(end)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(("value", "closed"), [(0, False), (0.999, False), (1, True), (1.0, True), (0, True)])
+def test_fractions_in_range_pass(value, closed):
+    check_fraction("rate", value, closed=closed)
+    check_fraction_or_schedule("rate", value, closed=closed)
+    check_fraction_or_schedule("rate", Constant(value), closed=closed)
+
+
+@pytest.mark.parametrize(
+    ("value", "closed"),
+    [(1, False), (1.5, True), (-0.1, True), (math.nan, True), ("0.5", True), (True, True)],
+)
+def test_fractions_out_of_range_are_named(value, closed):
+    message = rf"rate={value!r} must be a number in \[0, 1{{}}".format(r"\]" if closed else r"\)")
+    for check in (check_fraction, check_fraction_or_schedule):
+        with pytest.raises(ValueError, match=message):
+            check("rate", value, closed=closed)
+
+
+def test_a_schedule_stands_only_where_one_may():
+    check_fraction_or_schedule("sparsity", Cubic())
+    with pytest.raises(ValueError, match=r"sparsity=1.0 must be a number in \[0, 1\)"):
+        check_fraction_or_schedule("sparsity", Constant(1.0))
+    with pytest.raises(ValueError, match="rate=Cubic"):
+        check_fraction("rate", Cubic())

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_plasticity.sparsity.config import SparsityConfig
+from lightning_plasticity.sparsity.optimizer_state import shaped_state
 from lightning_plasticity.sparsity.schedules import Cosine, Cubic
-from lightning_plasticity.sparsity.sparsifier import Sparsifier, Update, shaped_state
+from lightning_plasticity.sparsity.sparsifier import Sparsifier, Update
 from tests.sparsity.reference import Family, cosine, cubic
 
 STEPS = 60
