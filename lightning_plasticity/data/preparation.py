@@ -81,7 +81,7 @@ def normalise(images: Tensor, preparation: Preparation) -> Tensor:
 
 
 def resize_and_crop(images: Tensor, size: int, preparation: Preparation) -> Tensor:
-    """Resize the shorter side and cut out the centre.
+    """Resize the shorter side and cut out the centre, to the pixel as torchvision does.
 
     Args:
         images: float ``[B, C, H, W]``.
@@ -93,14 +93,13 @@ def resize_and_crop(images: Tensor, size: int, preparation: Preparation) -> Tens
     """
     height, width = images.shape[-2:]
     shorter = round(size / preparation.crop_pct)
-    ratio = shorter / min(height, width)
-    target = (max(round(height * ratio), size), max(round(width * ratio), size))
+    target = tuple(max(side * shorter // min(height, width), size) for side in (height, width))
     resized = _resize(images, target, preparation)
-    top, left = ((side - size) // 2 for side in resized.shape[-2:])
+    top, left = (round((side - size) / 2) for side in resized.shape[-2:])
     return resized[..., top : top + size, left : left + size]
 
 
-def _resize(images: Tensor, size: tuple[int, int], preparation: Preparation) -> Tensor:
+def _resize(images: Tensor, size: tuple[int, ...], preparation: Preparation) -> Tensor:
     if images.shape[-2:] == size:
         return images
     resized = interpolate(images, size=size, mode=preparation.interpolation, antialias=True)

@@ -132,6 +132,7 @@ def test_activation_checkpointing_recomputes_the_learner_that_was_meant():
         torch.testing.assert_close(recomputed, plain)
 
 
+@pytest.mark.slow
 # the compiler looks at .grad of the stream that a hook of this call's own has caught
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("config", [{"method": "ssf", "target_modules": ["norm1", "fc1"]}, "bottleneck"])
