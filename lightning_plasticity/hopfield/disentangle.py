@@ -8,7 +8,7 @@ from torch import Tensor
 
 SAME = 0.9  # absolute overlap from which two candidates are one
 RESIDUAL = 0.1  # least share of a state's energy outside the span of those chosen before
-STEPS = 40
+STEPS, WAVES = 40, 3
 LAM_STEPS, LAM_LAYERS, LAM_BETA, LAM_REPULSION, LAM_FIELD = 50, 3, 2.5, 0.2, 0.1  # the paper's defaults
 BLOCK = 1 << 23  # entries of states held in floating point at once
 
@@ -70,25 +70,56 @@ def candidates(eigenvectors: Tensor, seed: int, method: str = "l1") -> tuple[Ten
         States `[n, N]` int8 and their scores `||V^T z||^2 / N` `[n]`, best first, none below 1/2.
     """
     n, k = eigenvectors.shape
-    if not k:
-        empty = torch.zeros(0, n, dtype=torch.int8, device=eigenvectors.device)
-        return empty, torch.zeros(0, dtype=torch.float64, device=eigenvectors.device)
-    starts = max(64, math.ceil(4 * k * math.log(100 * k)))
     generator = torch.Generator().manual_seed(seed)
-    w = torch.randn(starts, k, generator=generator, dtype=torch.float64).to(eigenvectors)
     run = _climb if method == "l1" else _layered
-    states = torch.cat([run(block, eigenvectors, generator) for block in torch.split(w, max(1, BLOCK // n))])
-    features = torch.cat(
-        [block.to(eigenvectors) @ eigenvectors for block in torch.split(states, max(1, BLOCK // n))]
-    ).double() / math.sqrt(n)
+    states = torch.zeros(0, n, dtype=torch.int8, device=eigenvectors.device)
+    features = torch.zeros(0, k, dtype=torch.float64, device=eigenvectors.device)
+    missing = torch.eye(k, dtype=torch.float64, device=eigenvectors.device)
+    for _ in range(WAVES):
+        if not missing.shape[1]:
+            break
+        w = _starts(missing, generator).to(eigenvectors)
+        new = torch.cat([run(block, eigenvectors, generator) for block in torch.split(w, max(1, BLOCK // n))])
+        states, features = torch.cat([states, new]), torch.cat([features, _features(new, eigenvectors)])
+        keep = _best(states, features, eigenvectors.dtype, 6 * k + 10)
+        states, features = states[keep], features[keep]
+        missing = _missing(features)
+    return states, (features**2).sum(1)
+
+
+def _starts(directions: Tensor, generator: torch.Generator) -> Tensor:
+    """Random `w [m, K]` in the span of orthonormal columns `[K, d]`, enough to collect `d` archetypes."""
+    k, d = directions.shape
+    number = max(64, math.ceil(4 * d * math.log(100 * d)))
+    normal = torch.randn(number, k, generator=generator, dtype=torch.float64).to(directions)
+    return normal @ directions @ directions.T
+
+
+def _features(states: Tensor, v: Tensor) -> Tensor:
+    """`z^T V / sqrt(N)`, `[n, K]`; its squared norm is a state's score."""
+    blocks = torch.split(states, max(1, BLOCK // v.shape[0]))
+    return torch.cat([block.to(v) @ v for block in blocks]).double() / math.sqrt(v.shape[0])
+
+
+def _best(states: Tensor, features: Tensor, dtype: torch.dtype, most: int) -> Tensor:
+    """Indices of distinct states, best first, without those of a score below 1/2."""
     scores = (features**2).sum(1)
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= 0.5]
     # Starts that fell into one basin are told by their K features; only what is left is compared in full.
-    order = order[_distinct(features[order] / scores[order, None].sqrt(), 0.98, 6 * k + 10)]
-    wide = states[order].to(eigenvectors.dtype) / math.sqrt(n)
-    order = order[_distinct(wide, SAME, len(order))]
-    return states[order], scores[order]
+    order = order[_distinct(features[order] / scores[order, None].sqrt(), 0.98, most)]
+    wide = states[order].to(dtype) / math.sqrt(states.shape[1])
+    return order[_distinct(wide, SAME, len(order))]
+
+
+def _missing(features: Tensor) -> Tensor:
+    """Orthonormal columns `[K, d]` of the span without a pure state yet: where the next wave starts."""
+    scores = (features**2).sum(1)
+    if not len(scores):
+        return torch.zeros(features.shape[1], 0, dtype=features.dtype, device=features.device)
+    pure = features[scores > purity_threshold(_gamma_of(scores[0]))]
+    _, singular, right = torch.linalg.svd(pure, full_matrices=True)
+    return right[int((singular > 0.3).sum()) :].T
 
 
 def _distinct(rows: Tensor, limit: float, most: int) -> list[int]:

@@ -29,9 +29,9 @@ class RoundReport:
         noise: `sigma^2` of the operator.
         effective_examples: `M_eff` that the operator averages over.
         plastic_share: `wbar`, share of new data in the operator.
-        saturated: whether outliers fill more than half of the sketch. Then archetypes are not learned from the
-            round: `sketch_rank` is too small for their number, or the examples are no noisy copies of a few
-            patterns (raw images, say).
+        saturated: whether outliers fill more than half of the sketch. Then no archetypes are learned from
+            the round: `sketch_rank` is too small for their number, or the examples are no noisy copies of a
+            few patterns (raw images, say).
     """
 
     plasticity: Tensor
