@@ -238,7 +238,7 @@ class ClassIncrementalData(LightningDataModule):
         for session, classes in enumerate(self.session_classes):
             for split in splits:
                 selection = self._select(session if self.by_domain else 0, classes, split, number)
-                if not len(selection.labels) and (split != "val" or self.validation):
+                if not len(selection.labels) and split != "val":
                     own = [self.class_order[label] for label in classes]
                     raise MisconfigurationException(
                         f"session {session} has no {split} images: there are none of the classes {own}."
