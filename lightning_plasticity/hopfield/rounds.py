@@ -1,6 +1,6 @@
 """Who takes part in a round, and with what share of the operator."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -92,12 +92,14 @@ def effective_examples(memory: Memory) -> float:
     return float(weight.sum() ** 2 / (weight**2 / size).sum())
 
 
-def first_report(table: Tensor, planned: Plan) -> RoundReport:
-    """What exchange 0 tells of the round."""
+def first_report(table: Tensor, planned: Plan, last: RoundReport) -> RoundReport:
+    """What exchange 0 tells of the round; of the operator, the last report is still true."""
     here = table[:, column("examples")] > 0
     novelty = torch.where(here, table[:, column("novelty")], torch.nan)
     codes = table[:, column("rejected")]
-    return RoundReport(
+    return replace(
+        last,
+        plastic_share=0.0,
         plasticity=planned.plasticity,
         entropy=binary_entropy(1 - novelty / 2),
         novelty=novelty,

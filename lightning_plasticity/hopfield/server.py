@@ -67,7 +67,7 @@ def _prepare(total: Mapping[str, Tensor], memory: Memory, config: FederationConf
         table=table,
         plasticity=torch.where(planned.plasticity.isnan(), memory.plasticity, planned.plasticity),
         fingerprints=fingerprints,
-        report=first_report(table, planned),
+        report=first_report(table, planned, memory.report),
     )
 
 

@@ -1,0 +1,194 @@
+"""Bad data and bad messages: dropped, reported, and without effect on the others."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_plasticity.hopfield import (
+    FederationConfig,
+    Memory,
+    client_step,
+    combine,
+    federate,
+    server_step,
+)
+from lightning_plasticity.hopfield.messages import column
+
+CONFIG = FederationConfig(sketch_rank=48)
+
+
+def honest(world, count=3):
+    truth = world(3, 200)
+    return truth, [truth.examples(60) for _ in range(count)]
+
+
+def broken(x, kind):
+    """A client's batch gone wrong, and what the report says of it."""
+    if kind == "nan":
+        return torch.where(torch.arange(200) == 5, torch.nan, x), "NaN"
+    if kind == "inf":
+        return x / torch.where(torch.arange(200) == 5, 0.0, 1.0), "NaN or infinity"
+    if kind == "scaled":
+        return 3 * x, "not all +1 or -1"
+    if kind == "zeros":
+        return x * (torch.rand(x.shape, generator=torch.manual_seed(0)) > 0.1), "not all +1 or -1"
+    if kind == "narrow":
+        return x[:, :150], "N columns"
+    return x[0], "N columns"
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf", "scaled", "zeros", "narrow", "vector"])
+def test_bad_data_change_nothing_but_the_report(world, kind):
+    truth, clients = honest(world)
+    bad, reason = broken(truth.examples(60), kind)
+    memory = federate([*clients, bad], None, CONFIG)
+    assert list(memory.report.rejected) == [3]
+    assert reason in memory.report.rejected[3]
+    without = federate([*clients, torch.zeros(0, 200)], None, CONFIG)
+    assert torch.equal(memory.archetypes, without.archetypes)
+    assert torch.equal(memory.eigenvalues, without.eigenvalues)
+
+
+def test_too_few_examples_stay_at_home(world):
+    truth, clients = honest(world)
+    memory = federate([*clients, truth.examples(5)], None, replace(CONFIG, min_examples=10))
+    assert "min_examples" in memory.report.rejected[3]
+    sent = client_step(truth.examples(5), Memory.empty(200), replace(CONFIG, min_examples=10), client_id=3)
+    assert not sent["sketch"].any()
+    assert sent["table"][3, column("examples")] == 0
+
+
+@pytest.mark.parametrize("who", ["itself", "another"])
+def test_a_repeat_is_no_new_evidence(world, who):
+    truth, clients = honest(world)
+    memory = federate(clients, None, CONFIG)
+    copied = clients[2] if who == "itself" else clients[0]
+    fresh = [truth.examples(60), truth.examples(60)]
+    repeated = federate([*fresh, copied[torch.randperm(60, generator=torch.manual_seed(0))]], memory, CONFIG)
+    assert repeated.report.rejected == {2: "a repeat of an earlier contribution"}
+    assert float(repeated.report.weights[2]) == 0
+
+
+def test_two_clients_with_one_batch_count_once(world):
+    _, clients = honest(world)
+    memory = federate([*clients, clients[0]], None, CONFIG)
+    assert list(memory.report.rejected) == [3]
+
+
+def messages(clients, memory):
+    return {c: client_step(x, memory, CONFIG, client_id=c) for c, x in enumerate(clients)}
+
+
+def shift(message, kind):
+    """What a careless or malicious client might send instead."""
+    message = {name: value.clone() for name, value in message.items()}
+    if kind == "nan":
+        message["sketch"][0, 0] = torch.nan
+    elif kind == "narrow":
+        message["sketch"] = message["sketch"][:, :-1]
+    elif kind == "missing":
+        del message["table"]
+    elif kind == "huge":
+        message["sketch"] *= 100
+    elif kind == "negative":
+        message["sketch"] *= -1
+    elif kind == "random":
+        message["sketch"] = torch.randn(message["sketch"].shape, generator=torch.manual_seed(0)).double()
+    elif kind == "other row":
+        message["table"][0, column("drive")] = 0.5
+    elif kind == "stale":
+        message["table"][2, column("stamp")] += 2
+    return message
+
+
+@pytest.mark.parametrize("exchange", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("nan", "NaN"),
+        ("narrow", "fixed shapes"),
+        ("missing", "fixed shapes"),
+        ("huge", "symmetric and positive"),
+        ("negative", "symmetric and positive"),
+        ("random", "symmetric and positive"),
+        ("other row", "another client's row"),
+        ("stale", "another round"),
+    ],
+)
+def test_bad_messages_are_dropped_and_reported(world, kind, reason, exchange):
+    truth, clients = honest(world)
+    memory = Memory.empty(200, CONFIG)
+    for now in range(2):
+        sent = messages(clients, memory)
+        if now == exchange:
+            sent[2] = shift(sent[2], kind)
+        memory = server_step(combine(sent, memory, CONFIG), memory, CONFIG)
+    assert list(memory.report.rejected) == [2]
+    assert reason in memory.report.rejected[2]
+    assert float(memory.report.weights[2]) == 0
+    assert truth.overlaps(memory.archetypes).min() > 0.99
+
+
+def test_a_sum_that_is_not_finite_counts_as_no_round(world):
+    _, clients = honest(world)
+    memory = federate(clients, None, CONFIG)
+    total = combine(messages(clients, memory), memory, CONFIG)
+    total["sketch"][3, 3] = torch.inf
+    after = server_step(total, memory, CONFIG)
+    after = server_step(combine({}, after, CONFIG), after, CONFIG)
+    assert after.round == 2
+    assert torch.equal(after.archetypes, memory.archetypes)
+
+
+def test_one_client_s_pull_is_bounded(world):
+    """A client with 100 times the examples counts as ten."""
+    truth = world(3, 200)
+    clients = [truth.examples(20, [0]) for _ in range(4)] + [truth.examples(2000, [1])]
+    weights = federate(clients, None, CONFIG).report.weights
+    assert float(weights[4]) == pytest.approx(10 / 14)
+
+
+def test_a_liar_about_its_size_gains_no_more(world):
+    """A message that claims 10^6 examples is consistent in itself, and still counts as ten medians."""
+    _, clients = honest(world, 5)
+    memory = Memory.empty(200, CONFIG)
+    sent = messages(clients, memory)
+    sent[4]["sketch"] *= 1e6 / 60
+    sent[4]["table"][4, column("examples")] = 1e6
+    total = combine(sent, memory, CONFIG)
+    plain = sum(float(sent[c]["sketch"].norm()) for c in range(4))
+    assert float(total["sketch"].norm()) < plain * (1 + 11 / 4)
+    memory = server_step(total, memory, CONFIG)
+    assert float(memory.weights[4]) == pytest.approx(10 / 14)
+
+
+def test_a_noise_client_has_no_say(world):
+    truth = world(3, 400)
+    memory = None
+    for _ in range(4):
+        memory = federate([truth.examples(80) for _ in range(4)] + [truth.noise(80)], memory, CONFIG)
+    assert float(memory.report.plasticity[4]) == 0
+    assert float(memory.report.weights[4]) == 0
+    assert len(memory.archetypes) == 3
+
+
+def test_three_of_five_clients_are_noise(world):
+    truth = world(3, 400)
+    memory = None
+    for _ in range(6):
+        batch = [truth.examples(80, quality=0.5) for _ in range(2)] + [truth.noise(80) for _ in range(3)]
+        memory = federate(batch, memory, CONFIG)
+    assert len(memory.archetypes) == 3
+    assert truth.overlaps(memory.archetypes).min() > 0.97
+
+
+def test_when_nobody_sees_a_signal_alone_all_are_pooled(world):
+    """Quality .2, 33 examples each: no client has an outlier, six rounds of three together do."""
+    truth = world(3, 400, seed=3)
+    memory = None
+    for _ in range(24):
+        memory = federate([truth.examples(33, quality=0.2) for _ in range(3)], memory, CONFIG)
+    assert len(memory.archetypes) == 3
+    assert np.min(truth.overlaps(memory.archetypes)) > 0.95
