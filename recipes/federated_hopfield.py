@@ -15,10 +15,11 @@ Flower: recipes/flower_hopfield.
 """
 
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 
 from lightning_plasticity.cli import PlasticityCLI
 from lightning_plasticity.data import ArchetypeStream
-from lightning_plasticity.hopfield import FederatedHopfield
+from lightning_plasticity.hopfield.module import FederatedHopfield, RoundProgressBar
 from lightning_plasticity.metrics.archetype_overlap import forgetting, latency, magnetisation
 
 
@@ -32,6 +33,16 @@ class Recipe(PlasticityCLI):
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
         parser.link_arguments("trainer.max_epochs", "data.rounds")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def instantiate_trainer(self, **kwargs):
+        """Show rounds rather than batches, unless another bar or none is asked for."""
+        config = self._get(self.config_init, "trainer")
+        callbacks = list(config.get("callbacks") or [])
+        if config.get("enable_progress_bar") is not False and not any(
+            isinstance(callback, ProgressBar) for callback in callbacks
+        ):
+            callbacks.append(RoundProgressBar())
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def after_fit(self):
         """Test, and say what was found."""

@@ -44,7 +44,7 @@ def spectrum_figure(memory: Memory) -> "Figure":
         memory: after a round.
     """
     values, count, n = memory.eigenvalues * memory.neurons, memory.outliers, memory.neurons
-    figure = new_figure(xlabel="rank of eigenvalue", ylabel="eigenvalue of N D (noise alone: about 1)")
+    figure = new_figure(xlabel="rank of eigenvalue", ylabel="eigenvalue, times N")
     axes, ranks = figure.axes[0], torch.arange(1, len(values) + 1)
     shown = values > 0
     axes.plot(
@@ -81,7 +81,7 @@ def archetypes_figure(memory: Memory, image_shape: tuple[int, int], most: int = 
         rows,
         columns,
         title=f"{len(memory.archetypes)} archetypes found (expected overlap with the truth)",
-        height=0.7 + (1.1 if image_shape[0] > 1 else 0.35) * rows,
+        height=0.6 + (1.0 if image_shape[0] > 1 else 0.35) * rows,
     )
     for axes in figure.axes:
         axes.set_axis_off()
@@ -117,7 +117,7 @@ def magnetisation_figure(rounds: Sequence[int], overlaps: Tensor, found: Sequenc
     lower.step(rounds, known.numpy(), where="mid", color=GREY, linestyle="--", label="true, seen so far")
     lower.set_ylabel("archetypes")
     lower.set_ylim(bottom=0)
-    lower.yaxis.get_major_locator().set_params(integer=True)
+    lower.locator_params(axis="y", integer=True)
     lower.legend(loc="lower right")
     return figure
 

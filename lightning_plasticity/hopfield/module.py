@@ -208,7 +208,7 @@ class FederatedHopfield(LightningModule):
         """The server's step; other processes take over the first one's, as libraries round differently."""
         if self.trainer.world_size == 1:
             return server_step(total, memory, config)
-        state: dict[str, Any] | None = None
+        state: dict[str, Any] = {}
         if self.global_rank == 0:
             state = server_step(total, memory, config).to("cpu").state_dict()
         return Memory.from_state_dict(self.trainer.strategy.broadcast(state)).to(self.device)
@@ -276,7 +276,7 @@ class FederatedHopfield(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Completes a batch of cues."""
-        return self(batch if isinstance(batch, Tensor) else batch[0])
+        return self.forward(batch if isinstance(batch, Tensor) else batch[0])
 
     def figures(self) -> Mapping[str, "Figure"]:
         """Spectrum, archetypes, magnetisation over rounds, entropy and plasticity over rounds."""
