@@ -1,17 +1,17 @@
 """A hippocampus that learns with theta, and then walks in the dark (George et al., NeurIPS 2023).
 
-    python recipes/hippocampus.py fit                                   an hour on a track, half a minute on 2 cores
-    python recipes/hippocampus.py fit --model.models=10                 ten seeds at once: spread over models
-    python recipes/hippocampus.py fit --config recipes/hippocampus_latents.yaml      artificial latents, 30 min
-    python recipes/hippocampus.py fit --config recipes/hippocampus_remap.yaml        transfer to a new track
-    python recipes/hippocampus.py fit --config recipes/paper/hippocampus_track.yaml  the authors' settings
-    python recipes/hippocampus.py fit --data.source=sargolini           a rat's recorded walk, laid on the track
-    python recipes/hippocampus.py compare --seeds=10                    presets, ablations and baselines
+    python recipes/hippocampus.py fit                           an hour on a track, half a minute on 2 cores
+    python recipes/hippocampus.py fit --model.models=10         ten seeds at once: spread over models
+    python recipes/hippocampus.py fit --config recipes/hippocampus_latents.yaml    artificial latents
+    python recipes/hippocampus.py fit --config recipes/hippocampus_remap.yaml      transfer to a new track
+    python recipes/hippocampus.py fit --config recipes/paper/hippocampus_track.yaml    the authors' settings
+    python recipes/hippocampus.py fit --data.source=sargolini   a rat's recorded walk, laid on the track
+    python recipes/hippocampus.py compare --seeds=10            presets, ablations and baselines
 
-Somas of two layers are driven by basal dendrites in one half of each theta cycle and by apical ones in the other;
-every dendrite learns to predict its soma by a local rule. On the track MEC becomes a ring attractor that velocity
-moves, so that place can be followed with the light off. The fit ends with the error over time in the dark, and
-figures in the run's folder. Everything is simulated here; nothing is downloaded.
+Somas of two layers are driven by basal dendrites in one half of each theta cycle, by apical ones in the
+other; every dendrite learns to predict its soma by a local rule. On the track MEC becomes a ring attractor that
+velocity moves, so that place can be followed with the light off. The fit ends with the error over time in the
+dark, and figures in the run's folder. Everything is simulated here; nothing is downloaded.
 """
 
 import torch
@@ -68,7 +68,9 @@ class Recipe(PlasticityCLI):
         """Print how well wake predicts and what sleep generates, and draw both."""
         found = latents.wake_and_sleep(self.model)
         print("\n" + report.latent_summary(found))
-        log_figure(self.trainer, "wake_and_sleep", figures.wake_and_sleep_figure(found, self.model.settings.dt))
+        log_figure(
+            self.trainer, "wake_and_sleep", figures.wake_and_sleep_figure(found, self.model.settings.dt)
+        )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from lightning_plasticity.metrics.ring_score import ring_score
 
 @dataclass
 class Row:
-    """One line of the table: a preset, what is changed in it, and what is done to the model before it learns."""
+    """One line of the table: a preset, its changes, and what is done to the model before it learns."""
 
     preset: str = "track_tuned"
     minutes: float = 60
@@ -62,9 +62,7 @@ BASELINES = {
     "no theta (k = 0.5)": Row(prepare=mode(0.5)),
     "slow theta (0.5 Hz)": Row(overrides={"sleep_steps": 60, "wake_steps": 20}),
     "shuffled theta": Row(prepare=mode("shuffled")),
-    "frozen random MEC": Row(
-        prepare=lambda model: model.freeze("mec_recurrent", "mec_right", "mec_left")
-    ),
+    "frozen random MEC": Row(prepare=lambda model: model.freeze("mec_recurrent", "mec_right", "mec_left")),
     "static bump (no velocity)": Row(prepare=lambda model: model.lesion("mec_right", "mec_left")),
     "ring set by hand": Row(prepare=hand_set_ring),
 }
@@ -141,8 +139,8 @@ def track_rows(name, model, error, first_seed):
         scores = ring_score(*analysis.sorted_ring(model, index))
         yield {
             "method": name, "seed": first_seed + index,
-            **{f"dark_error_{time}s": f"{value:.4f}" for time, value in zip(times, found[index], strict=True)},
-            "prediction_error_hpc": f"{model.error[index, 0]:.4f}",
+            **{f"dark_error_{time}s": f"{value:.4f}" for time, value in zip(times, found[index],
+            strict=True)}, "prediction_error_hpc": f"{model.error[index, 0]:.4f}",
             "prediction_error_mec": f"{model.error[index, 1]:.4f}",
             "live_cells": int(live[index]),
             **{key: f"{value:.3f}" for key, value in scores.items() if key != "score"},
@@ -166,7 +164,7 @@ def compare_transfer(seeds, first_seed, folder):
 
 
 def compare_latents(seeds, first_seed, folder, minutes=30, seconds=600.0):
-    """The latent task, beside autoencoders of its size that are trained by backpropagation on the same stream."""
+    """The latent task, beside autoencoders of its size, trained by backpropagation on the same stream."""
     model = HippocampalFormation("latents", models=seeds, seed=first_seed)
     fit(model, LatentData(minutes, seed=first_seed, models=seeds))
     minute, long = wake_and_sleep(model), wake_and_sleep(model, seconds)
@@ -197,8 +195,8 @@ def fit(model, data, callbacks=()) -> None:
     """Trains on the whole stream."""
     with quiet():
         Trainer(
-            max_epochs=1, accelerator="cpu", callbacks=list(callbacks), logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
+            max_epochs=1, accelerator="cpu", callbacks=list(callbacks), logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         ).fit(model, data)  # fmt: skip
 
 

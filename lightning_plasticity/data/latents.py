@@ -84,11 +84,11 @@ class Signals:
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is."""
-        return {"step": self.step}
+        return {"step": self.step, "seeds": list(self.seeds)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.step = state["step"]
+        self.step, self.seeds, self._drawn = state["step"], list(state["seeds"]), None
 
 
 class LatentData(LightningDataModule):

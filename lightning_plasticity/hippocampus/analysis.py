@@ -217,7 +217,7 @@ def bump_speed(
     _, decoded = walk(state, model.gate.with_mode("sleep"), seconds)
     moves = decoded.diff(dim=0) / settings.circumference
     moves = (moves - moves.round()) * settings.circumference
-    late = moves[len(moves) // 5 :].mean(0) / settings.dt  # [M, V * starts]
+    late: Tensor = moves[len(moves) // 5 :].mean(0) / settings.dt  # [M, V * starts]
     return late.view(model.models, len(speeds), starts).mean(2)
 
 
@@ -231,8 +231,7 @@ class Ring(NamedTuple):
 
 def live_cells(model: HippocampalFormation) -> Tensor:
     """Number of MEC cells that fire somewhere in the light `[M]`."""
-    live: Tensor = (_rate_map(model).amax(2) > LIVE).sum(1)
-    return live
+    return (_rate_map(model).amax(2) > LIVE).sum(1)
 
 
 def sorted_ring(model: HippocampalFormation, index: int = 0) -> Ring:

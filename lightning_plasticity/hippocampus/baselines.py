@@ -11,12 +11,16 @@ RECURRENT = ("mec_recurrent", "mec_right", "mec_left")
 
 @torch.no_grad()
 def hand_set_ring(
-    model: HippocampalFormation, gain: float = 2.0, width: float = 0.06, inhibition: float = 0.3, push: float = 1.0
+    model: HippocampalFormation,
+    gain: float = 2.0,
+    width: float = 0.06,
+    inhibition: float = 0.3,
+    push: float = 1.0,
 ) -> None:
     """Sets a textbook ring attractor in place of the learned one, and freezes it.
 
-    Recurrent weights are a Gaussian of the distance between cells minus a constant; conjunctive ones are its slope,
-    of opposite signs. Only the map to HPC is left to learn.
+    Recurrent weights are a Gaussian of the distance between cells minus a constant; conjunctive ones are its
+    slope, of opposite signs. Only the map to HPC is left to learn.
 
     Args:
         model: on a track with MEC cells in the order of the place fields (a fixed basal map).
@@ -49,9 +53,7 @@ class Autoencoder(nn.Module):
         seed: of the weights.
     """
 
-    def __init__(
-        self, features: int = 50, hidden: int = 5, variational: bool = False, seed: int = 0
-    ) -> None:
+    def __init__(self, features: int = 50, hidden: int = 5, variational: bool = False, seed: int = 0) -> None:
         super().__init__()
         self.hidden, self.variational = hidden, variational
         self.encoder = nn.Linear(features, hidden * (2 if variational else 1), bias=False)
@@ -84,9 +86,9 @@ class Autoencoder(nn.Module):
         """One pass over a stream of features `[T, n_p]` in its order, by backpropagation and Adam."""
         optimizer = torch.optim.Adam(self.parameters(), lr=lr)
         generator = generator_for(seed, stream=12)
-        for chunk in features.split(batch):
+        for chunk in torch.split(features, batch):
             optimizer.zero_grad()
-            self.loss(chunk, generator).backward()
+            torch.autograd.backward(self.loss(chunk, generator))
             optimizer.step()
         return self
 

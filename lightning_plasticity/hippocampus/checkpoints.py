@@ -63,6 +63,8 @@ class Checkpoints:
 def _stream(module: "HippocampalFormation") -> dict[str, Any]:
     rules = module.trainer.optimizers
     return {
+        "seeds": list(module.seeds),
+        "environment_seeds": list(module.environment_seeds),
         "state": module.state.tensors(),
         "step": module.state.step,
         "error": module.error,
@@ -81,6 +83,7 @@ def _restore(module: "HippocampalFormation", saved: dict[str, Any]) -> None:
                 f"{tuple(tensor.shape)}: give the model the same preset, models={module.models} and agents"
             )
     like = module.state.p
+    module.seeds, module.environment_seeds = list(saved["seeds"]), list(saved["environment_seeds"])
     module.state = State(
         **{name: value.to(like) for name, value in saved["state"].items()}, step=saved["step"]
     )

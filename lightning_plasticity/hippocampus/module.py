@@ -1,5 +1,7 @@
 """`HippocampalFormation`: the theta-gated Helmholtz machine as a LightningModule."""
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,7 +138,7 @@ class HippocampalFormation(Checkpoints, LightningModule):
     def mode(self, mode: Mode) -> None:
         self.gate = self.gate.with_mode(mode)
 
-    def freeze(self, *names: str) -> "HippocampalFormation":  # type: ignore[override]
+    def freeze(self, *names: str) -> "HippocampalFormation":
         """Stops the learning of maps, all of them if none is named: weights and inductions stand still."""
         self.set_eta(dict.fromkeys(names or self.settings.maps, 0.0))
         return self
@@ -264,6 +266,8 @@ class HippocampalFormation(Checkpoints, LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuses what would silently change the arithmetic or the sums over processes."""
+        # Checkpoints shall hold what was learned, which Lightning takes for a mistake.
+        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         if self.trainer.precision not in PRECISIONS:
             raise MisconfigurationException(
                 f"precision={self.trainer.precision!r} would lose eta * PI, which is far smaller than W: "
@@ -280,6 +284,14 @@ class HippocampalFormation(Checkpoints, LightningModule):
 
     def on_fit_start(self) -> None:
         """Gives each process a stream of its own, and weights too if processes do not share a model."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        for name in ("dt", "circumference"):
+            value = getattr(data, name, None)
+            if value is not None and value != getattr(self.settings, name):
+                raise MisconfigurationException(
+                    f"the data have {name}={value}, the model {name}={getattr(self.settings, name)}: "
+                    "give both the same"
+                )
         rank = self.trainer.global_rank
         if rank == 0 or self._resumed is not None:
             return
@@ -359,7 +371,7 @@ class HippocampalFormation(Checkpoints, LightningModule):
     @property
     def simulated_minutes(self) -> float:
         """Minutes that the models have lived."""
-        return self.state.step * self.settings.dt / 60
+        return float(self.state.step * self.settings.dt / 60)
 
     def _share(self, rule: LocalPlasticity) -> None:
         """Averages what processes have learned in a chunk, so that all go on from the same."""
@@ -406,5 +418,5 @@ def _check(models: int, agents: int, engine: str, reduction: str, sync: str, syn
 
 def _chunks_of(trainer: Any) -> float:
     """Training steps of the whole run; infinity where nobody knows."""
-    total: float = trainer.estimated_stepping_batches
-    return float(total) if total > 0 else float("inf")
+    total = float(trainer.estimated_stepping_batches)
+    return total if total > 0 else math.inf

@@ -28,7 +28,7 @@ def autocorrelation(signals: Tensor, lags: int) -> Tensor:
 
 
 class AutocorrelationError(Metric):
-    """Difference of the mean autocorrelation of generated activity from that of data: `mse` and `correlation`.
+    """Difference of the mean autocorrelations of generated activity and data: `mse`, `correlation`.
 
     Args:
         lags: steps.
@@ -100,7 +100,8 @@ class LatentR2(Metric):
         rows = torch.cat([inputs, torch.ones_like(inputs[:, :1]), targets], 1).double()
         if rows.shape[1] != len(self.gram):
             raise ValueError(
-                f"inputs {tuple(inputs.shape)}, targets {tuple(targets.shape)}: [N, {self.inputs}], [N, {self.targets}]"
+                f"inputs {tuple(inputs.shape)}, targets {tuple(targets.shape)}: [N, {self.inputs}] and "
+                f"[N, {self.targets}]"
             )
         self.gram = self.gram + rows.T @ rows
 

@@ -1,6 +1,8 @@
-"""The model once more, slow and obvious, in NumPy: one agent, one loop, written from the paper's equations."""
+"""The model once more, slow and obvious, in NumPy: one agent, one loop, from the paper's equations."""
 
 import numpy as np
+
+DENDRITES = ("pA", "pB", "gA", "gB")
 
 
 class Reference:
@@ -20,8 +22,8 @@ class Reference:
         self.velocity_cell = 0.0
         self.noise = {
             name: np.zeros(size)
-            for name, size in (("pA", settings.hpc), ("pB", settings.hpc), ("gA", settings.mec), ("gB", settings.mec))
-        }  # fmt: skip
+            for name, size in zip(DENDRITES, 2 * [settings.hpc] + 2 * [settings.mec], strict=True)
+        }
         self.errors = []
 
     def step(self, z, u_new, sleep_hpc, sleep_mec, normal):
@@ -61,7 +63,7 @@ class Reference:
         self.errors.append((np.abs(pB - pA).mean(), np.abs(gB - gA).mean()))
 
     def learn(self, name, delta, presynaptic):
-        """The rule of section 6."""
+        """PI low-passes delta times presynaptic rate; W moves along it."""
         s, eta = self.s, self.s.eta.get(name, 0.0)
         if eta == 0:
             return
@@ -77,3 +79,16 @@ class Reference:
     def slope(self, V):
         """Its derivative, written out."""
         return np.ones_like(V) if self.s.activation == "linear" else np.where(V > 0, 1 / np.cosh(V) ** 2, 0.0)
+
+
+def run_reference(settings, weights, inputs, model=0):
+    """The reference after all steps of `Inputs` of one model with one agent."""
+    reference = Reference(settings, {name: weight[model].numpy() for name, weight in weights.items()})
+    bounds = np.cumsum([settings.hpc, settings.hpc, settings.mec])
+    features, noise = inputs.features[:, model, :, 0].numpy(), inputs.noise[:, model, :, 0].numpy()
+    speed = np.zeros(len(features)) if inputs.speed is None else inputs.speed[:, model, 0].numpy()
+    sleep = inputs.sleep.double().numpy()
+    for t in range(len(features)):
+        normal = dict(zip(DENDRITES, np.split(noise[t], bounds), strict=True))
+        reference.step(features[t], speed[t], sleep[t, 0], sleep[t, 1], normal)
+    return reference
