@@ -40,6 +40,7 @@ class DriftSums(NamedTuple):
     @torch.no_grad()
     def add(self, slow: Tensor, fast: Tensor) -> None:
         """Adds random features `[B, M]` of the same views under both learners."""
+        slow, fast = slow.to(self.slow.dtype), fast.to(self.slow.dtype)
         self.slow.addmm_(slow.T, slow)
         self.cross.addmm_(slow.T, fast)
         self.fast.addmm_(fast.T, fast)
@@ -102,7 +103,9 @@ def carry(statistics: RidgeStatistics, drift: DriftMap) -> RidgeStatistics:
     Returns:
         New sums.
     """
-    carried = RidgeStatistics(*statistics.cross.shape).to(statistics.gram)
+    carried = RidgeStatistics(len(statistics.gram), len(statistics.counts), statistics.gram.dtype).to(
+        statistics.gram.device
+    )
     gram = drift.matrix.T @ statistics.gram @ drift.matrix + statistics.size * drift.residual
     carried.gram.copy_((gram + gram.T) / 2)
     carried.cross.copy_(drift.matrix.T @ statistics.cross)

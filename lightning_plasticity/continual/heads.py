@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from lightning_plasticity.continual.ridge import PENALTIES, choose_penalty, solve_ridge
 from lightning_plasticity.continual.statistics import RidgeStatistics
 
+DOUBLE_UP_TO = 4096  # random features whose sums are kept in float64 unless told otherwise
+
 
 class CosineHead(nn.Module):
     """``sigma <x / |x|, w_c / |w_c|>``: logits from directions alone, with one scale for all.
@@ -78,6 +80,8 @@ class RidgeHead(nn.Module):
         random_features: `M`.
         seed: of `W`, which is not stored in checkpoints but drawn again.
         penalties: candidates of the ridge parameter; one alone is taken as it is.
+        dtype: of the sums and the solution; None: float64 up to 4,096 random features, where it costs little,
+            else float32. Features are expanded in float32.
 
     Attributes:
         fit: statistics of four fifths of the samples.
@@ -109,14 +113,16 @@ class RidgeHead(nn.Module):
         random_features: int = 10_000,
         seed: int = 0,
         penalties: tuple[float, ...] = PENALTIES,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_sizes(in_features=in_features, num_classes=num_classes, random_features=random_features)
         if not penalties or min(penalties) <= 0:
             raise ValueError(f"penalties={penalties} must be positive numbers, at least one")
         self.seed, self.penalties = seed, tuple(sorted(penalties))
-        self.fit = RidgeStatistics(random_features, num_classes)
-        self.held = RidgeStatistics(random_features, num_classes)
+        dtype = dtype or (torch.float64 if random_features <= DOUBLE_UP_TO else torch.float32)
+        self.fit = RidgeStatistics(random_features, num_classes, dtype)
+        self.held = RidgeStatistics(random_features, num_classes, dtype)
         self.register_buffer("weight", torch.zeros(random_features, num_classes))
         self.register_buffer("penalty", torch.tensor(0.0))
         self.register_buffer("projection", self._draw(in_features, random_features), persistent=False)

@@ -124,7 +124,12 @@ class SlowFast(nn.Module):
         return "slow" if weights.alignment or weights.slow_to_fast or weights.fast_to_slow else None
 
     def terms(
-        self, fast: Tensor, guide: Tensor | None, labels: Tensor, share: float = 1.0
+        self,
+        fast: Tensor,
+        guide: Tensor | None,
+        labels: Tensor,
+        share: float = 1.0,
+        everyone: Callable[[Tensor], Tensor] = torch.Tensor.contiguous,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """All terms of the loss, weighted, and the fast head's logits `[B, C]`.
 
@@ -133,11 +138,15 @@ class SlowFast(nn.Module):
             guide: `[B, d]`, features that guide.
             labels: `[B]`.
             share: weight of a pseudo-sample: 1 / processes.
+            everyone: gathers the features of all processes, for the transfer loss is of a whole batch.
         """
         logits = self.fast_head(fast, self.seen)
         terms = {"classification": F.cross_entropy(logits, labels)}
         if guide is not None:
-            terms |= self._retention(fast, guide, labels, share) if self.old else self._transfer(fast, guide)
+            if self.old:
+                terms |= self._retention(fast, guide, labels, share)
+            else:
+                terms |= self._transfer(everyone(fast), everyone(guide))
         return terms, logits
 
     def _transfer(self, fast: Tensor, pretrained: Tensor) -> dict[str, Tensor]:

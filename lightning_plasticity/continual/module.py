@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,7 @@ from lightning_plasticity.continual import checkpoints, sessions
 from lightning_plasticity.continual.adapters import AdapterPair
 from lightning_plasticity.continual.backbones import PACKAGED, load_backbone
 from lightning_plasticity.continual.cache import FeatureCache
-from lightning_plasticity.continual.learners import Answers, SlowFast
+from lightning_plasticity.continual.learners import Answers, Batches, SlowFast
 from lightning_plasticity.continual.processes import Processes
 from lightning_plasticity.continual.report import Record
 from lightning_plasticity.continual.settings import Losses, Optimization, Prediction
@@ -25,6 +26,9 @@ from lightning_plasticity.entropy import predictive_entropy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+AT_ONCE = 4  # batches in one pass without gradients, which needs less memory
 
 
 class SAFE(LightningModule):
@@ -243,7 +247,7 @@ class SAFE(LightningModule):
             optimizer: Any = self.optimizers(use_pl_optimizer=False)
             optimizer.state.clear()  # no momentum from the session before
             with self._precision():
-                self.learners.begin(lambda: self._images(session, "train"), self._processes())
+                self.learners.begin(self._session_images(session), self._processes())
             self.begun = session + 1
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -258,7 +262,8 @@ class SAFE(LightningModule):
         with torch.autocast(images.device.type, enabled=False):
             wide = fast if fast.dtype == torch.float64 else fast.float()
             self._check_labels(labels)
-            terms, logits = self.learners.terms(wide, guide, labels, 1 / self.trainer.world_size)
+            share = 1 / self.trainer.world_size
+            terms, logits = self.learners.terms(wide, guide, labels, share, self._everyone)
             loss = torch.stack(list(terms.values())).sum()
             self.plasticity_entropy = predictive_entropy(logits.detach(), normalize=True).mean().clamp(0, 1)
         self._check_loss(loss)
@@ -293,6 +298,13 @@ class SAFE(LightningModule):
         guide = self.adapters.features(images, learner).detach()
         return guide if guide.dtype == torch.float64 else guide.float()
 
+    def _everyone(self, features: Tensor) -> Tensor:
+        """Features `[B, d]` of all processes, with gradients."""
+        if self.trainer.world_size == 1:
+            return features
+        gathered: Any = self.all_gather(features, sync_grads=features.requires_grad)
+        return gathered.flatten(0, 1)  # type: ignore[no-any-return]
+
     def _cacheable(self, batch: Any) -> bool:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         plain = getattr(getattr(data, "preparation", None), "augment", None) == "none"
@@ -323,7 +335,7 @@ class SAFE(LightningModule):
     def _check_loss(self, loss: Tensor) -> None:
         if not bool(loss.isfinite()):
             raise ValueError(
-                f"the loss is {float(loss)} in session {self.begun}: features are not finite, or the "
+                f"the loss is {float(loss.detach())} in session {self.begun}: features are not finite, or the "
                 f"learning rate ({self.optimization.lr}) or a weight ({self.losses}) is too high"
             )
 
@@ -336,9 +348,8 @@ class SAFE(LightningModule):
         if session == 0:
             self.learners.hand_over()
         with self._precision():
-            self.learners.consolidate(
-                lambda: self._images(session, "train"), self._processes(), self._both(session), session
-            )
+            batches = self._session_images(session)
+            self.learners.consolidate(batches, self._processes(), self._both(session), session)
             for name in ("slow_ridge", "fast_ridge"):
                 head = getattr(self.learners, name)
                 head.weight.copy_(self.trainer.strategy.broadcast(head.weight))
@@ -385,8 +396,12 @@ class SAFE(LightningModule):
     def _images(self, session: int, split: str) -> Iterator[Any]:
         """This process's batches of a session's images in test form, on the device."""
         data = sessions.require_sessions(self.trainer)
-        for batch in data.session_loader(session, split, train_transforms=False):
-            yield [part.to(self.device) for part in batch]
+        batches = iter(data.session_loader(session, split, train_transforms=False))
+        while group := list(islice(batches, AT_ONCE)):
+            yield [torch.cat(parts).to(self.device) for parts in zip(*group, strict=True)]
+
+    def _session_images(self, session: int) -> Batches:
+        return lambda: self._images(session, "train")
 
     def _processes(self) -> Processes:
         trainer = self.trainer
@@ -442,6 +457,23 @@ class SAFE(LightningModule):
         }
         torch.save(content, Path(folder) / "safe.pt")
 
+    def merged(self) -> nn.Module:
+        """The slow learner for serving: images to logits `[B, C]`, no peft, frozen.
+
+        Raises:
+            RuntimeError: before the end of the first session.
+        """
+        if not self.ended:
+            raise RuntimeError("nothing is learned yet: the first session has not ended")
+        head = nn.Linear(self.learners.means.shape[2], self.prediction.random_features, bias=False)
+        predictor = nn.Linear(self.prediction.random_features, self.learned_classes, bias=False)
+        weight = self.learners.slow_head.scale * self.learners.slow_ridge.weight[:, : self.learned_classes]
+        with torch.no_grad():
+            head.weight.copy_(self.learners.slow_ridge.projection.T)
+            predictor.weight.copy_(weight.T)
+        served = nn.Sequential(self.adapters.merged("slow"), head, nn.ReLU(), predictor)
+        return served.requires_grad_(False).eval()
+
     @classmethod
     def from_pretrained(cls, backbone: str | nn.Module, folder: str | Path) -> "SAFE":
         """The model that `save_pretrained` wrote, on its backbone.
@@ -473,7 +505,9 @@ def _adapters(
     if isinstance(backbone, AdapterPair):
         return backbone
     net = load_backbone(backbone, weights, image_size) if isinstance(backbone, str) else backbone
-    return AdapterPair(net, peft_config, seed)
+    # Else depthwise convolutions are two to three times slower on a processor
+    pair: Any = AdapterPair(net, peft_config, seed)
+    return pair.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 
 def _width(adapters: AdapterPair) -> int:

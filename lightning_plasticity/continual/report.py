@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_plasticity.continual.learners import Answers
 from lightning_plasticity.metrics import ContinualAccuracy
+from lightning_plasticity.metrics.continual_accuracy import accuracy_matrix
 
 LEARNERS = ("slow", "fast", "aggregate")
 _COUNTS = ("correct", "total")
@@ -56,7 +57,8 @@ class Record:
 
     def matrix(self, learner: str = "aggregate") -> Tensor:
         """`R [T, T]` of a learner, NaN where nothing was counted."""
-        return self.accuracy[learner].compute()["matrix"]
+        metric = self.accuracy[learner]
+        return accuracy_matrix(metric.correct, metric.total)  # torchmetrics squeezes that of one session
 
     def fast_weight(self) -> Tensor:
         """Mean weight of the fast learner, `[T, T]`, NaN where nothing was counted."""

@@ -55,7 +55,8 @@ def choose_penalty(fit: RidgeStatistics, held: RidgeStatistics, penalties: Seque
         return penalties[len(penalties) // 2]
     width = len(fit.gram)
     part = width if width < SEARCH_FROM else width // 2
-    gram, cross = fit.gram[:part, :part], fit.cross[:part]
+    # a comparison of decades needs no more than single precision
+    gram, cross = fit.gram[:part, :part].float(), fit.cross[:part].float()
     errors = torch.stack(
         [held.squared_error(solve_ridge(gram, cross, penalty * part / width)) for penalty in penalties]
     )

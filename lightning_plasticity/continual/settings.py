@@ -127,7 +127,7 @@ class Prediction(Group):
     random_features: int = 10_000
     penalties: tuple[float, ...] = PENALTIES
     statistics: Literal["mapped", "separate", "pooled"] = "mapped"
-    views: int = 4
+    views: int = 2
     map_penalty: float = 3e-3
     gamma: float = 1.0
     new_rows: Literal["mean", "zeros"] = "mean"

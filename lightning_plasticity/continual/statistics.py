@@ -16,6 +16,7 @@ class RidgeStatistics(nn.Module):
     Args:
         width: `M`.
         num_classes: `C_all`.
+        dtype: of `G` and `Q`.
 
     Attributes:
         gram: `G [M, M]`.
@@ -34,10 +35,10 @@ class RidgeStatistics(nn.Module):
     cross: Tensor
     counts: Tensor
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, width: int, num_classes: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.register_buffer("gram", torch.zeros(width, width))
-        self.register_buffer("cross", torch.zeros(width, num_classes))
+        self.register_buffer("gram", torch.zeros(width, width, dtype=dtype))
+        self.register_buffer("cross", torch.zeros(width, num_classes, dtype=dtype))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
 
     @property
@@ -48,6 +49,7 @@ class RidgeStatistics(nn.Module):
     @torch.no_grad()
     def add(self, expanded: Tensor, labels: Tensor) -> None:
         """Adds random features `[B, M]` with labels `[B]`."""
+        expanded = expanded.to(self.gram.dtype)
         self.gram.addmm_(expanded.T, expanded)
         self.cross.index_add_(1, labels, expanded.T)
         self.counts += torch.bincount(labels, minlength=len(self.counts))
@@ -71,7 +73,7 @@ class RidgeStatistics(nn.Module):
         Args:
             weight: `W [m, C_all]` with `m <= M`: of the first `m` random features.
         """
-        width = len(weight)
+        width, weight = len(weight), weight.to(self.gram.dtype)
         quadratic = (weight * (self.gram[:width, :width] @ weight)).sum()
         return quadratic - 2 * (weight * self.cross[:width]).sum() + self.counts.sum()
 

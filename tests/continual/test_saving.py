@@ -1,0 +1,140 @@
+"""Checkpoints without the backbone, exact resume in and between sessions, folders in peft's format."""
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_plasticity.continual import SAFE
+from tests.continual.nets import BACKBONES, conv_net, digits, fitted, safe, tensors, vit
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings(
+        "ignore:Could not find a config file"
+    ),  # peft, of backbones that are not a hub's
+]
+
+
+class SaveAt(L.Callback):
+    """Saves after steps, and at the ends of epochs (as ModelCheckpoint does, after the module's own end)."""
+
+    def __init__(self, folder, steps=()):
+        self.folder, self.steps = folder, steps
+
+    def on_train_batch_end(self, trainer, module, *_):
+        if trainer.global_step in self.steps:
+            trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
+
+
+class SaveEpochs(ModelCheckpoint):
+    """Keeps the checkpoint of every epoch."""
+
+    def __init__(self, folder):
+        super().__init__(folder, "{epoch}", save_top_k=-1, every_n_epochs=1)
+
+
+def everything(model, run):
+    """All that a run leaves."""
+    momentum = [state["momentum_buffer"] for state in run.optimizers[0].state.values()]
+    record = model.record.state()
+    counts = {f"{n}.{c}": v for n, pair in record["counts"].items() for c, v in pair.items()}
+    return (
+        tensors(model)
+        | counts
+        | {"weight": record["weight"]}
+        | {f"momentum{i}": value for i, value in enumerate(momentum)}
+    )
+
+
+def assert_identical(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_resume_at_the_end_of_any_epoch(tmp_path, backbone):
+    """In the middle of a session (epochs 0, 2) and between sessions (1, 3); the transformer has dropout."""
+    options = {"epochs_per_session": [2, 2, 1]}
+    whole = safe(backbone)
+    expected = everything(
+        whole, fitted(whole, digits(**options), [SaveEpochs(tmp_path)], enable_checkpointing=True)
+    )
+    for epoch in range(4):
+        model = safe(backbone, seed=0)
+        torch.manual_seed(100 + epoch)  # the global generator has no say
+        run = fitted(model, digits(**options), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert_identical(everything(model, run), expected)
+
+
+def test_resume_inside_an_epoch(tmp_path):
+    """The order of data starts anew then, so that all batches are alike here."""
+
+    def alike():
+        images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        labels = torch.arange(8) % 2
+        pairs = [(images.repeat(4, 1, 1, 1), labels.repeat(4) + 2 * s) for s in range(2)]
+        both = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+        from lightning_plasticity.data import ClassIncrementalData
+
+        return ClassIncrementalData(
+            (both, both), sessions=2, epochs_per_session=1, batch_size=32, image_size=16, validation=0.0
+        )
+
+    whole = safe(num_classes=4)
+    expected = everything(whole, fitted(whole, alike(), [SaveAt(tmp_path, (1,))]))
+    model = safe(num_classes=4)
+    assert_identical(everything(model, fitted(model, alike(), ckpt_path=tmp_path / "step1.ckpt")), expected)
+
+
+def test_a_checkpoint_without_the_backbone(tmp_path):
+    model = safe("vit")
+    run = fitted(model, digits(epochs_per_session=1))
+    run.save_checkpoint(tmp_path / "safe.ckpt")
+    state = torch.load(tmp_path / "safe.ckpt", weights_only=True)["state_dict"]
+    assert not [
+        name for name in state if ".adapters." in name and not {"fast", "slow"} & set(name.split("."))
+    ]
+    images = torch.rand(3, 3, 16, 16)
+    again = SAFE.load_from_checkpoint(tmp_path / "safe.ckpt", backbone=vit(), weights_only=True)
+    assert torch.equal(again(images), model(images))
+    assert again.record.table() == model.record.table()
+    with pytest.raises(MisconfigurationException, match="the checkpoint is for the backbone"):
+        SAFE.load_from_checkpoint(tmp_path / "safe.ckpt", backbone=vit(seed=1), weights_only=True)
+    with pytest.raises(MisconfigurationException, match="does not fit this model"):
+        SAFE.load_from_checkpoint(
+            tmp_path / "safe.ckpt", backbone=vit(), peft_config="deep_prompt", weights_only=True
+        )
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_folders(tmp_path, backbone):
+    model, images = safe(backbone), torch.rand(3, 3, 16, 16)
+    fitted(model, digits(epochs_per_session=1))
+    model.save_pretrained(tmp_path / "saved")
+    again = SAFE.from_pretrained(BACKBONES[backbone](), tmp_path / "saved")
+    torch.testing.assert_close(again(images), model(images))
+    with pytest.raises(ValueError, match="backbone"):
+        SAFE.from_pretrained(BACKBONES[backbone](seed=1), tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"no safe\.pt"):
+        SAFE.from_pretrained(BACKBONES[backbone](), tmp_path)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_merged_slow_model_for_serving(backbone):
+    """Plain modules, no peft: the slow learner's logits."""
+    model, images = safe(backbone), torch.rand(3, 3, 16, 16)
+    fitted(model, digits(epochs_per_session=1))
+    served = model.merged()
+    torch.testing.assert_close(served(images), model.answers(images).slow, rtol=1e-4, atol=1e-4)
+    assert not any("peft" in type(module).__module__ for module in served.modules())
+    assert not any(parameter.requires_grad for parameter in served.parameters())
+
+
+def test_nothing_to_serve_before_the_first_session():
+    with pytest.raises(RuntimeError, match="first session"):
+        SAFE(conv_net(), 4, prediction={"random_features": 8}).merged()
