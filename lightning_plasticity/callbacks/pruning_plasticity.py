@@ -1,18 +1,20 @@
 """PruningPlasticity: how well a net recovers from a cut, measured on branches of a run."""
 
-import copy
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch.optim import Optimizer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_plasticity.callbacks.branches import (
+    Branch,
+    branch_trainer,
+    copy_run,
+    undisturbed,
+    validation_data,
+)
+from lightning_plasticity.callbacks.run_length import epochs_of
 from lightning_plasticity.callbacks.sparse_training import SparseTraining
 from lightning_plasticity.sparsity.schedules import check_fraction
 
@@ -32,6 +34,7 @@ class PruningPlasticity(Callback):
     on as if nothing had happened: it ends in the same weights with and without this callback.
 
     A rate that drops with the last step of an epoch has dropped already when that epoch's branch is taken.
+    In a run that trains sparse, what is active is cut, and coupled filters are cut together.
 
     Logged: ``pruning_plasticity/<rate>``, with ``_regrown`` behind it where connections are regenerated. All
     results are in :attr:`records` and in the checkpoint.
@@ -46,13 +49,15 @@ class PruningPlasticity(Callback):
         scope: Cut the smallest weights over all layers (``"global"``) or that share of each (``"layer"``).
         granularity: ``"weight"`` or ``"filter"``.
         monitor: Accuracy that ``validation_step`` logs.
-        include: Name patterns of what is cut, if no sparse training callback has chosen already.
-        exclude: Name patterns of what is not.
+        include: Name patterns of what is cut, in a run without a sparse training callback, which would have
+            chosen already.
+        exclude: Name patterns of what is not; the same.
 
     Raises:
         ValueError: For a setting out of its range.
-        MisconfigurationException: At fit start without validation data or with several processes; at the
-            first branch if ``monitor`` is not logged.
+        MisconfigurationException: At fit start without validation data, with several processes, or if the
+            cut does not go with a sparse training callback of the run; at the first validation, which is the
+            sanity check if there is one, if ``monitor`` is not logged.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -80,6 +85,9 @@ class PruningPlasticity(Callback):
             check_fraction("rates", rate)
         if bool(epochs) == (every_n_epochs is not None):
             raise ValueError(f"give either epochs or every_n_epochs, not {epochs=} and {every_n_epochs=}")
+        for epoch in epochs:
+            if type(epoch) is not int or epoch < 0:
+                raise ValueError(f"epochs={list(epochs)} must be ints, counted from 0")
         if every_n_epochs is not None and every_n_epochs < 1:
             raise ValueError(f"{every_n_epochs=} must be at least 1")
         if continue_epochs < 1:
@@ -105,13 +113,50 @@ class PruningPlasticity(Callback):
             )
         if not trainer.enable_validation:
             raise MisconfigurationException("PruningPlasticity needs validation data to score its branches")
-        others = [c for c in trainer.callbacks if isinstance(c, SparseTraining)]  # type: ignore[attr-defined]
-        for other in others if self.cut["granularity"] == "filter" else []:
-            if other.config.granularity != "filter":
+        for other in sparse_callbacks(trainer):
+            name, granularity = type(other).__name__, other.config.granularity
+            if self.cut["granularity"] == "filter" != granularity:
                 raise MisconfigurationException(
-                    f"granularity='filter' cuts whole filters, but {type(other).__name__} masks by "
-                    f"'{other.config.granularity}': cut by 'weight', or train sparse by 'filter'."
+                    f"granularity='filter' cuts whole filters, but {name} masks by '{granularity}': cut by "
+                    "'weight', or train sparse by 'filter'."
                 )
+            for argument in ("include", "exclude"):
+                if patterns := self.cut[argument]:
+                    raise MisconfigurationException(
+                        f"{argument}={list(patterns)} has no say here: what {name} masks is what is cut. "
+                        f"Leave it out, or give it to {name}."
+                    )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say which branches the run will not come to."""
+        length = epochs_of(trainer)
+        if length is None or getattr(trainer, "fast_dev_run", False):
+            return
+        if self.every_n_epochs is not None and self.every_n_epochs > length:
+            rank_zero_warn(
+                f"PruningPlasticity: every_n_epochs={self.every_n_epochs} is longer than the run, which has "
+                f"{length} epochs: no branch will be taken."
+            )
+        if late := [epoch for epoch in self.epochs if epoch >= length]:
+            rank_zero_warn(
+                f"PruningPlasticity: no branch will be taken at epochs={late}: the run has {length} epochs, "
+                "counted from 0. Train longer, or choose earlier ones."
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for the metric as soon as there can be one, not at the first branch.
+
+        A sanity check in which the module logs nothing at all says nothing.
+        """
+        if trainer.state.fn == "fit" and not (trainer.sanity_checking and not trainer.callback_metrics):
+            self._check_monitor(trainer)
+
+    def _check_monitor(self, trainer: Trainer) -> None:
+        if self.monitor not in trainer.callback_metrics:
+            raise MisconfigurationException(
+                f"monitor='{self.monitor}' is not logged in validation; "
+                f"there are {sorted(trainer.callback_metrics)}"
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the learning rate drops, for the figure."""
@@ -135,17 +180,18 @@ class PruningPlasticity(Callback):
             rank_zero_info(describe(record))
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[Record]:
-        masks = {n: m for c in trainer.callbacks if isinstance(c, SparseTraining) for n, m in c.masks.items()}  # type: ignore[attr-defined]
-        before = None
+        masks = {name: mask for c in sparse_callbacks(trainer) for name, mask in c.masks.items()}
+        coupled = [group for c in sparse_callbacks(trainer) for group in c.filter_groups]
+        before, scored_on = None, validation_data(trainer)
         for rate in self.rates:
             with undisturbed(trainer):
                 module, optimizers = copy_run(pl_module, trainer.optimizers)
-                branch = Branch(rate, self.regrow, masks, **self.cut)
+                branch = Branch(rate, self.regrow, masks, coupled, **self.cut)
                 inner = branch_trainer(trainer, self.continue_epochs, branch)
                 if before is None:
-                    before = self._score(inner, module, trainer)
+                    before = self._score(inner, module, scored_on)
                 module.configure_optimizers = lambda optimizers=optimizers: optimizers  # type: ignore[method-assign, misc]
-                inner.fit(module, trainer.train_dataloader, trainer.val_dataloaders)
+                inner.fit(module, trainer.train_dataloader, scored_on)
                 after = float(inner.callback_metrics[self.monitor])
             yield {
                 "epoch": trainer.current_epoch,
@@ -160,21 +206,20 @@ class PruningPlasticity(Callback):
                 "plasticity": after - before,
             }
 
-    def _score(self, inner: Trainer, module: LightningModule, trainer: Trainer) -> float:
-        inner.validate(module, trainer.val_dataloaders, verbose=False)
-        if self.monitor not in inner.callback_metrics:
-            raise MisconfigurationException(
-                f"monitor='{self.monitor}' is not logged in validation; "
-                f"there are {sorted(inner.callback_metrics)}"
-            )
+    def _score(self, inner: Trainer, module: LightningModule, dataloaders: Any) -> float:
+        inner.validate(module, dataloaders, verbose=False)
+        self._check_monitor(inner)
         return float(inner.callback_metrics[self.monitor])
 
     def figures(self) -> "dict[str, Figure]":
         """The paper's figure: plasticity over training time, a line per rate, learning-rate drops marked."""
         from lightning_plasticity.sparsity.figures import plasticity_over_time
 
+        if not self.records:
+            return {}
+        title = f"Pruning plasticity, {'with' if self.regrow else 'without'} regeneration"
         suffix = "_regrown" if self.regrow else ""
-        return {f"pruning_plasticity{suffix}": plasticity_over_time(self.records)} if self.records else {}
+        return {f"pruning_plasticity{suffix}": plasticity_over_time(self.records, title)}
 
     @property
     def state_key(self) -> str:
@@ -195,100 +240,14 @@ class PruningPlasticity(Callback):
         self._learning_rate, self._drops = state_dict["learning_rate"], list(state_dict["drops"])
 
 
-class Branch(SparseTraining):
-    """One branch: a cut between the first backward pass and optimizer step, then constant masks."""
-
-    def __init__(
-        self, rate: float, regrow: bool, masks: Mapping[str, torch.Tensor] | None = None, **cut: Any
-    ) -> None:
-        super().__init__(sparsity=0.0, **cut)
-        self.rate, self.regrow, self.start_masks = rate, regrow, dict(masks or {})
-        self.sparsity_before = 0.0
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the run's masks."""
-        if self.start_masks:
-            self.include, self.exclude = list(self.start_masks), []
-        super().on_fit_start(trainer, pl_module)
-        for _, engine in self._engines:
-            engine.set_masks(self.start_masks)
-        self.sparsity_before = 1.0 - self.density
-
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
-        """Cut once, with the gradients of the uncut net; every later step only holds the masks."""
-        for owner, engine in self._engines:
-            if owner is optimizer and engine.step == 0:
-                engine.cut(optimizer, self.rate, self.regrow)
-        super().on_before_optimizer_step(trainer, pl_module, optimizer)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say nothing: the run that branched reports."""
-        self._detach()
+def sparse_callbacks(trainer: Trainer) -> list[SparseTraining]:
+    """The sparse training callbacks of a run."""
+    return [c for c in trainer.callbacks if isinstance(c, SparseTraining)]  # type: ignore[attr-defined]
 
 
 def learning_rate(trainer: Trainer) -> float:
     """The present learning rate of the first parameter group."""
     return float(trainer.optimizers[0].param_groups[0]["lr"])
-
-
-def copy_run(
-    pl_module: LightningModule, optimizers: Sequence[Optimizer]
-) -> tuple[LightningModule, list[Optimizer]]:
-    """Copy a module and its optimizers, state and present learning rates included, without schedulers."""
-    memo: dict[int, Any] = {}
-    module = copy.deepcopy(pl_module, memo)
-    module._metric_attributes = None  # Lightning's cache of metrics by id, which are others in the copy
-    return module, [copy.deepcopy(optimizer, memo) for optimizer in optimizers]
-
-
-def branch_trainer(trainer: Trainer, epochs: int, branch: Callback) -> Trainer:
-    """A silent Trainer like the given one, which writes nothing and validates once, at its end."""
-    return type(trainer)(
-        accelerator=trainer.accelerator,
-        devices=1,
-        precision=trainer.precision,
-        max_epochs=epochs,
-        check_val_every_n_epoch=epochs,
-        num_sanity_val_steps=0,
-        limit_train_batches=trainer.limit_train_batches,
-        limit_val_batches=trainer.limit_val_batches,
-        gradient_clip_val=trainer.gradient_clip_val,
-        gradient_clip_algorithm=trainer.gradient_clip_algorithm,
-        accumulate_grad_batches=trainer.accumulate_grad_batches,
-        callbacks=[branch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-@contextmanager
-def undisturbed(trainer: Trainer) -> Iterator[None]:
-    """Put back every random state that a branch moves, and keep its Trainer quiet."""
-    generators = {id(g): (g, g.get_state()) for g in _generators(trainer)}
-    log = logging.getLogger(type(trainer).__module__.split(".trainer")[0])
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with isolate_rng():
-            yield
-    finally:
-        log.setLevel(level)
-        for generator, state in generators.values():
-            generator.set_state(state)
-
-
-def _generators(trainer: Trainer) -> Iterator[torch.Generator]:
-    """Generators that the run's dataloaders and samplers draw from."""
-    for loaders in (trainer.train_dataloader, trainer.val_dataloaders):
-        for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
-            for owner in (loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler"))):
-                for inner in (owner, getattr(owner, "sampler", None)):
-                    if isinstance(generator := getattr(inner, "generator", None), torch.Generator):
-                        yield generator
 
 
 def describe(record: Mapping[str, Any]) -> str:

@@ -1,10 +1,9 @@
 """SparseTraining: masks that are pruned and regrown while a Trainer trains. Plumbing only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -12,20 +11,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_plasticity.callbacks.claims import by_optimizer, check_claims, coupled_groups
+from lightning_plasticity.callbacks.run_length import few_updates, scheduled_steps
 from lightning_plasticity.callbacks.support import (
     batch_size,
     check_equal_masks,
     check_strategy,
     log_now,
     mask_averages,
-    optimizer_of,
-    optimizer_steps,
     shard_group,
     unscales_itself,
 )
 from lightning_plasticity.sparsity.checkpoints import stored_masks
 from lightning_plasticity.sparsity.config import Distribution, Scope, SparsityConfig
-from lightning_plasticity.sparsity.export import filter_groups
 from lightning_plasticity.sparsity.maskable import maskable_parameters
 from lightning_plasticity.sparsity.report import SparsityReport
 from lightning_plasticity.sparsity.schedules import Schedule
@@ -34,9 +32,6 @@ from lightning_plasticity.sparsity.sparsifier import Sparsifier, Update
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_ENDLESS = 2**62
-"""Steps of a run without end, for schedules that need no end."""
 
 
 class SparseTrainingError(MisconfigurationException, ValueError):
@@ -147,6 +142,11 @@ class SparseTraining(Callback):
         sizes = sum(sum(engine.plan.sizes) for _, engine in self._engines)
         return sum(sum(engine.counts) for _, engine in self._engines) / sizes if sizes else 1.0
 
+    @property
+    def filter_groups(self) -> list[list[str]]:
+        """Groups of masked parameters whose filters go together in this run; empty without ``coupled``."""
+        return [list(group) for _, engine in self._engines for group in engine.plan.coupled]
+
     def summary(self) -> str:
         """What happened, as text: accuracy, density per layer, FLOPs, connections grown and dropped."""
         return self._report.text(type(self).__name__, [engine for _, engine in self._engines])
@@ -178,24 +178,14 @@ class SparseTraining(Callback):
     def _set_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parameters = maskable_parameters(pl_module, self.include, self.exclude, self.config.pattern)
         parameters = self.config.named_layers(parameters)
-        self._check_claims(trainer, parameters)
-        total, coupled = self._total_steps(trainer), self._coupled_groups(pl_module)
-        owners = {name: optimizer_of(p, trainer.optimizers) for name, p in parameters.items()}
-        if orphans := [name for name, owner in owners.items() if owner is None]:
-            raise MisconfigurationException(
-                f"no optimizer received these masked parameters: {orphans}. Return them from "
-                f"configure_optimizers, or leave them dense with exclude={orphans[:1]}."
-            )
-        owned = [
-            (optimizer, mine)
-            for optimizer in trainer.optimizers
-            if (mine := {name: p for name, p in parameters.items() if owners[name] is optimizer})
-        ]
+        check_claims(type(self).__name__, parameters, self._others(trainer))
+        total, groups = self._total_steps(trainer), coupled_groups(self.coupled, pl_module)
+        owned = by_optimizer(parameters, trainer.optimizers)
         self._engines = [
             (
                 optimizer,
                 Sparsifier(
-                    mine, self.config.for_layers(mine), total, shard_group(mine.values()), coupled, state
+                    mine, self.config.for_layers(mine), total, shard_group(mine.values()), groups, state
                 ),
             )
             for (optimizer, mine), state in zip(owned, self._stored(len(owned)), strict=True)
@@ -204,6 +194,12 @@ class SparseTraining(Callback):
         if self._restored is not None:
             self._report.curve = list(self._restored["curve"])
             self._restored = None
+
+    def _others(self, trainer: Trainer) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        """What every other sparse training callback masks."""
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if other is not self and isinstance(other, SparseTraining):
+                yield from ((type(other).__name__, engine.parameters) for _, engine in other._engines)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook into the optimizers, and lay schedules over the run as it is now.
@@ -223,66 +219,12 @@ class SparseTraining(Callback):
         for _, engine in self._engines:
             engine.set_total_steps(total)
         mask_averages(trainer, self.masks)
-        self._hint_at_update_every(total)
-
-    def _hint_at_update_every(self, total: int) -> None:
-        """Say when a run is too short for the updates to come gradually."""
         changes = any(e.plan.regrows or not e.plan.has_arrived(0) for _, e in self._engines)
-        updates = total // self.config.update_every
-        if changes and updates < 10:
-            rank_zero_info(
-                f"{type(self).__name__}: update_every={self.config.update_every} makes {updates} mask "
-                f"updates in {total} optimizer steps; about 50 are usual: update_every={max(1, total // 50)}."
-            )
+        if changes and (hint := few_updates(self.config.update_every, total)):
+            rank_zero_info(f"{type(self).__name__}: {hint}")
 
     def _total_steps(self, trainer: Trainer) -> int:
-        total = self.total_steps or optimizer_steps(trainer)
-        schedules = [*self.config.sparsity_schedules.values(), self.config.regrow_schedule]
-        if total is None and any(schedule.needs_total for schedule in schedules):
-            raise MisconfigurationException(
-                f"{type(self).__name__} has times given as fractions of the run, but the run has no known "
-                "end: set Trainer(max_steps=...) or max_epochs, give the callback total_steps=..., or give "
-                "times as steps (int)."
-            )
-        if total is not None and not all(s(total, total) == s(_ENDLESS, total) for s in schedules[:-1]):
-            rank_zero_warn(
-                f"{type(self).__name__}: the run ends after {total} optimizer steps, before its sparsity is "
-                "reached."
-            )
-        return _ENDLESS if total is None else total
-
-    def _coupled_groups(self, pl_module: LightningModule) -> list[list[str]]:
-        if not isinstance(self.coupled, bool):
-            return self.coupled
-        if not self.coupled:
-            return []
-        if pl_module.example_input_array is None:
-            raise MisconfigurationException(
-                "coupled=True looks for filters that go together by a trial run, and the module has no "
-                "example_input_array: set it, or give coupled=filter_groups(model, inputs)."
-            )
-        inputs = pl_module.example_input_array
-        if isinstance(inputs, Mapping):
-            raise MisconfigurationException(
-                "coupled=True needs an example_input_array of positional inputs, it is a mapping: "
-                "give coupled=filter_groups(model, inputs)."
-            )
-        return filter_groups(
-            pl_module,
-            move_data_to_device(inputs if isinstance(inputs, tuple) else (inputs,), pl_module.device),
-        )
-
-    def _check_claims(self, trainer: Trainer, parameters: Mapping[str, Any]) -> None:
-        mine = {id(p) for p in parameters.values()}
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if other is self or not isinstance(other, SparseTraining):
-                continue
-            for _, engine in other._engines:
-                if shared := [name for name, p in engine.parameters.items() if id(p) in mine]:
-                    raise MisconfigurationException(
-                        f"{type(self).__name__} and {type(other).__name__} both mask {shared}: give each its "
-                        "own layers with include=[...] or exclude=[...]."
-                    )
+        return scheduled_steps(trainer, self.config, self.total_steps, type(self).__name__)
 
     # ----------------------------------------------------------------------------------------- training
 

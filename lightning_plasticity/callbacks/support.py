@@ -1,6 +1,5 @@
 """What every callback needs to know about the run it is in."""
 
-import math
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -57,24 +56,6 @@ def check_strategy(trainer: Trainer, who: str) -> None:
     )
 
 
-def optimizer_steps(trainer: Trainer) -> int | None:
-    """Steps that each optimizer will make in the whole run; None if open-ended.
-
-    Several optimizers share ``max_steps``, since the trainer's ``global_step`` adds them up.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if len(getattr(callback, "scheduling", None) or {}) > 1:
-            return (
-                None  # GradientAccumulationScheduler: the trainer's estimate holds for its first factor only
-            )
-    steps = trainer.estimated_stepping_batches
-    if math.isinf(steps) or steps < 0:
-        return None
-    if trainer.max_steps == steps and len(trainer.optimizers) > 1:
-        return int(steps) // len(trainer.optimizers)
-    return int(steps)
-
-
 def log_now(trainer: Trainer, numbers: "Mapping[str, float]") -> None:
     """Send numbers to every logger now, under the step that the trainer logs under."""
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -104,14 +85,6 @@ def shard_group(parameters: "Iterable[Tensor]") -> "ProcessGroup | None":
                     "layers out with exclude=[...]."
                 )
             return parameter.device_mesh.get_group()
-    return None
-
-
-def optimizer_of(parameter: "Tensor", optimizers: "Iterable[Optimizer]") -> Optimizer | None:
-    """The optimizer that holds a parameter."""
-    for optimizer in optimizers:
-        if any(parameter is held for group in optimizer.param_groups for held in group["params"]):
-            return optimizer
     return None
 
 

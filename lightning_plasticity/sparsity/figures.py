@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+CUT_AT = "epochs trained before the cut"
+
+
 def density_over_run(
     history: Sequence[tuple[int, float]], accuracies: Mapping[str, Sequence[tuple[int, float]]]
 ) -> "Figure":
@@ -84,26 +87,32 @@ def plasticity_over_time(records: Sequence[Mapping[str, float]], title: str = ""
             spread.
         title: Title of the figure.
     """
-    figure = style.new_figure(
-        xlabel="epoch of the cut", ylabel="accuracy after - before the cut (points)", title=title
-    )
+    figure = style.new_figure(xlabel=CUT_AT, ylabel="accuracy after - before the cut (points)", title=title)
     draw_plasticity(figure.axes[0], records)
-    figure.axes[0].legend(title="share cut", loc="lower left")
+    figure.axes[0].legend(title="share cut")
     return figure
 
 
 def draw_plasticity(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
-    """Draw a line per pruning rate, zero, and the drops of the learning rate."""
+    """Draw a line per pruning rate, zero, and the drops of the learning rate.
+
+    A cut at the end of epoch e, counted from 0, comes after e + 1 epochs.
+    """
     axes.axhline(0.0, color=style.GREY, linewidth=1)
     for rate in sorted({record["rate"] for record in records}):
         mine = [record for record in records if record["rate"] == rate]
         epochs = sorted({record["epoch"] for record in mine})
         values = [[100 * r["plasticity"] for r in mine if r["epoch"] == epoch] for epoch in epochs]
         style.plot_spread(
-            axes, epochs, [mean(v) for v in values], [pstdev(v) for v in values], label=f"{rate:g}"
+            axes,
+            [epoch + 1 for epoch in epochs],
+            [mean(v) for v in values],
+            [pstdev(v) for v in values],
+            label=f"{rate:g}",
         )
-    for epoch in learning_rate_drops(records):
-        axes.axvline(epoch, color=style.GREY, linestyle=":", linewidth=1.2)
+    for index, epochs_before in enumerate(learning_rate_drops(records)):
+        label = "" if index else "learning rate drops"
+        axes.axvline(epochs_before, color=style.GREY, linestyle=":", linewidth=1.2, label=label)
 
 
 def learning_rate_drops(records: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -146,7 +155,7 @@ def plasticity_grid(records: Sequence[Mapping[str, Any]]) -> "Figure":
     figure = style.new_figure(
         rows=len(sparsities),
         cols=2,
-        xlabel="epoch of the cut",
+        xlabel=CUT_AT,
         ylabel="plasticity (points)",
         sharex=True,
         sharey="row",
@@ -156,7 +165,7 @@ def plasticity_grid(records: Sequence[Mapping[str, Any]]) -> "Figure":
         mine = [r for r in records if r["pretrained"] == sparsity and r["regrow"] == regrow]
         draw_plasticity(axes, mine)
         axes.set_title(f"pre-trained sparsity {sparsity:g}, {'with' if regrow else 'without'} regeneration")
-    figure.axes[0].legend(title="share cut", loc="lower left")
+    figure.axes[0].legend(title="share cut")
     return figure
 
 

@@ -1,6 +1,7 @@
 """The sparse-training recipes, through their own command lines on data that packages ship."""
 
 import csv
+import json
 import runpy
 import sys
 
@@ -65,8 +66,18 @@ def test_compare_writes_table_figure_and_csv(recipe, tmp_path):
 
 
 def test_pruning_plasticity_fit_and_grid(recipe, tmp_path):
+    probes = [
+        {
+            "class_path": "lightning_plasticity.callbacks.PruningPlasticity",
+            "init_args": {"rates": [0.9], "epochs": [1], "continue_epochs": 1, "regrow": regrow},
+        }
+        for regrow in (False, True)
+    ]
+    figures = {"class_path": "lightning_plasticity.callbacks.FigureLogger"}
+    quick = {"trainer": {"callbacks": [figures, *probes]}}
+    (tmp_path / "quick.yaml").write_text(json.dumps(quick))  # JSON is YAML
     arguments = ["--trainer.max_epochs=3", "--data.dataset=digits", "--data.batch_size=256"]
-    recipe("pruning_plasticity", "fit", *arguments, *QUICK)
+    recipe("pruning_plasticity", "fit", f"--config={tmp_path / 'quick.yaml'}", *arguments, *QUICK)
     (run,) = (tmp_path / "runs" / "pruning_plasticity").iterdir()
     figures = {path.name for path in (run / "figures").iterdir()}
     assert {"pruning_plasticity.png", "pruning_plasticity_regrown.png"} <= figures

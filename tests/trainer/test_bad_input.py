@@ -227,6 +227,8 @@ def test_strategies_that_are_not_tested_are_refused_with_a_reason():
         ({"every_n_epochs": 2}, "give either epochs or every_n_epochs"),
         ({"epochs": (), "every_n_epochs": 0}, "every_n_epochs=0 must be at least 1"),
         ({"continue_epochs": 0}, "continue_epochs=0 must be at least 1"),
+        ({"epochs": (3, -1)}, r"epochs=\[3, -1\] must be ints, counted from 0"),
+        ({"epochs": (0.5,)}, r"epochs=\[0.5\] must be ints"),
         ({"scope": "network"}, "scope='network' must be one of"),
         ({"granularity": "channel"}, "granularity='channel' must be"),
     ],
@@ -240,12 +242,81 @@ def test_pruning_plasticity_needs_validation_and_its_metric():
     trainer = make_trainer([PruningPlasticity(epochs=[0], continue_epochs=1)], max_epochs=1)
     with pytest.raises(MisconfigurationException, match="PruningPlasticity needs validation data"):
         trainer.fit(Untouched(), loader())
+
+
+class UntouchedScored(ScoredNet, Untouched):
+    """Logs its accuracy, and fails if training begins."""
+
+    training_step = Untouched.training_step
+
+
+class Silent(ScoredNet):
+    """Logs nothing in the sanity check."""
+
+    def validation_step(self, batch, batch_idx):
+        if not self.trainer.sanity_checking:
+            super().validation_step(batch, batch_idx)
+
+
+MISSING = r"monitor='val/top1' is not logged.*there are \['val/accuracy'\]"
+
+
+def test_a_metric_that_is_not_logged_is_missed_before_training():
+    plasticity = PruningPlasticity(epochs=[5], continue_epochs=1, monitor="val/top1")
+    trainer = make_trainer([plasticity], max_epochs=6)
+    with pytest.raises(MisconfigurationException, match=MISSING):
+        trainer.fit(UntouchedScored(), loader(), loader(32, 32, 64))
+    assert trainer.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "options"), [(ScoredNet, {"num_sanity_val_steps": 0}), (Silent, {"num_sanity_val_steps": 2})]
+)
+def test_without_a_sanity_check_it_is_missed_at_the_first_validation(module, options):
+    plasticity = PruningPlasticity(epochs=[5], continue_epochs=1, monitor="val/top1")
+    trainer = make_trainer([plasticity], max_epochs=6, **options)
+    with pytest.raises(MisconfigurationException, match=MISSING):
+        trainer.fit(module(), loader(), loader(32, 32, 64))
+    assert trainer.current_epoch == 0
+
+
+def test_without_any_validation_it_is_missed_at_the_first_branch():
     plasticity = PruningPlasticity(epochs=[0], continue_epochs=1, monitor="val/top1")
-    trainer = make_trainer([plasticity], max_epochs=1)
-    with pytest.raises(
-        MisconfigurationException, match=r"monitor='val/top1' is not logged.*there are \['val/accuracy'\]"
-    ):
+    trainer = make_trainer([plasticity], max_epochs=3, num_sanity_val_steps=0, check_val_every_n_epoch=3)
+    with pytest.raises(MisconfigurationException, match=MISSING):
         trainer.fit(ScoredNet(), loader(), loader(32, 32, 64))
+
+
+@pytest.mark.parametrize(
+    ("options", "limits", "message"),
+    [
+        ({"epochs": [0, 2, 9]}, {"max_epochs": 2}, r"at epochs=\[2, 9\]: the run has 2 epochs"),
+        ({"epochs": [1, 2]}, {"max_epochs": 9, "max_steps": 5}, r"at epochs=\[2\]: the run has 2 epochs"),
+        (
+            {"epochs": [1]},
+            {"max_epochs": -1, "max_steps": 2, "accumulate_grad_batches": 2},
+            r"at epochs=\[1\]: the run has 1 epochs",
+        ),
+        ({"every_n_epochs": 3}, {"max_epochs": 2}, "every_n_epochs=3 is longer than the run, which has 2"),
+    ],
+)
+def test_branches_beyond_the_run_are_said_when_it_starts(options, limits, message):
+    trainer = make_trainer([PruningPlasticity(continue_epochs=1, **options)], **limits)
+    with (
+        pytest.warns(UserWarning, match=message),
+        pytest.raises(AssertionError, match="training has begun"),
+    ):
+        trainer.fit(UntouchedScored(), loader(), loader(32, 32, 64))
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_patterns_have_no_say_where_a_sparse_callback_has_chosen(argument):
+    plasticity = PruningPlasticity(epochs=[0], continue_epochs=1, **{argument: ["conv1"]})
+    trainer = make_trainer([plasticity, RigL(0.5)], max_epochs=1)
+    with pytest.raises(
+        MisconfigurationException, match=rf"{argument}=\['conv1'\] has no say.*RigL masks.*give it to RigL"
+    ):
+        trainer.fit(UntouchedScored(), loader(), loader(32, 32, 64))
 
 
 def test_filters_are_not_cut_out_of_a_run_that_masks_weights():

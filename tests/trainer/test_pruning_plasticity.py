@@ -1,6 +1,7 @@
 """PruningPlasticity: measures branches of a run that goes on as if nothing had happened."""
 
 import copy
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import numpy as np
@@ -10,8 +11,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from lightning_plasticity.callbacks import pruning_plasticity
+from lightning_plasticity.callbacks.branches import Branch, branch_trainer
 from lightning_plasticity.callbacks.presets import GraNet, RigL, StaticSparsity
-from lightning_plasticity.callbacks.pruning_plasticity import Branch, PruningPlasticity
+from lightning_plasticity.callbacks.pruning_plasticity import PruningPlasticity
 from tests.sparsity.reference import best, best_per_layer
 from tests.trainer.modules import ScoredNet, clone_state, loader, make_trainer
 
@@ -131,6 +133,15 @@ def test_the_run_is_not_disturbed_by_adam_and_accumulation_either():
     assert_same(state_of(*plain), state_of(*measured))
 
 
+def test_a_branch_may_come_before_the_first_validation():
+    options = {"check_val_every_n_epoch": 4, "num_sanity_val_steps": 0}
+    plain = run([], own_generator=True, **options)
+    callback = PruningPlasticity(rates=[0.5], epochs=[0, 1], continue_epochs=1)
+    measured = run([callback], own_generator=True, **options)
+    assert [record["epoch"] for record in callback.records] == [0, 1]
+    assert_same(state_of(*plain), state_of(*measured))
+
+
 def test_records_say_what_was_measured():
     callback = PruningPlasticity(rates=[0.5, 0.9], epochs=[0, 2], continue_epochs=1)
     trainer, _ = run([callback])
@@ -223,6 +234,49 @@ def test_whole_filters(monkeypatch, regrow):
                 assert torch.equal(alive, survivors)
             assert not entry["weights"][name][~survivors].any()
     assert [record["regrow"] for record in callback.records] == [regrow, regrow]
+
+
+@pytest.mark.parametrize("regrow", [False, True])
+def test_coupled_filters_are_cut_together(monkeypatch, regrow):
+    """The last two layers have eight filters each, and the run masks them as one."""
+    sparse = RigL(0.5, update_every=2, granularity="filter", coupled=[["conv2.weight", "conv3.weight"]])
+    assert sparse.filter_groups == []
+    _, seen = measure(monkeypatch, [sparse], granularity="filter", rates=[0.5], regrow=regrow)
+    (entry,) = seen
+    assert sparse.filter_groups == entry["branch"].filter_groups == [["conv2.weight", "conv3.weight"]]
+    before, cut = ({n: m.flatten(1).any(1) for n, m in entry[k].items()} for k in ("before", "cut"))
+    sums = sum(
+        entry["start"][name].abs().flatten(1).sum(1) for name in ("conv2.weight", "conv3.weight")
+    ).masked_fill(~before["conv2.weight"], -1.0)
+    survivors = torch.zeros(8, dtype=torch.bool)
+    survivors[sums.argsort(descending=True)[:2]] = True
+    for name in ("conv2.weight", "conv3.weight"):
+        assert before[name].sum() == 4
+        assert torch.equal(cut[name], cut["conv2.weight"])
+        assert cut[name].sum() == (4 if regrow else 2)
+        assert cut[name][survivors].all()
+        assert not entry["weights"][name][~survivors].any()
+
+
+def test_a_branch_trains_on_the_runs_device():
+    """A Trainer of devices=1 would take the first GPU, wherever the run is."""
+    seen = {}
+
+    class Recorder(SimpleNamespace):
+        def __init__(self, **options):
+            super().__init__()
+            seen.update(options)
+
+    run_of = make_trainer()
+    for device, wanted in ((("cuda", 3), [3]), (("cuda",), 1), (("cpu",), 1), (("mps", 0), 1)):
+        trainer = Recorder()
+        for name in ("accelerator", "precision", "limit_train_batches", "limit_val_batches"):
+            setattr(trainer, name, getattr(run_of, name))
+        for name in ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches"):
+            setattr(trainer, name, getattr(run_of, name))
+        trainer.strategy = SimpleNamespace(root_device=torch.device(*device))
+        branch_trainer(trainer, 2, L.Callback())
+        assert seen["devices"] == wanted
 
 
 def test_the_learning_rate_is_frozen_at_its_value_at_the_cut(monkeypatch):

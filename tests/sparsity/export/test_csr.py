@@ -5,22 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_plasticity.sparsity.export.csr import CSRLinear, to_csr
-
-
-def images(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def masked(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
-    """The reference: the same net with zeros."""
-    copied = copy.deepcopy(model)
-    for name, parameter in copied.named_parameters():
-        if name in masks:
-            parameter.data *= masks[name]
-    return copied.eval()
+from tests.sparsity.export.nets import images, masked
 
 
 @pytest.mark.parametrize("shape", [(1,), (5,), (32,), (2, 3), (4, 8), ()])

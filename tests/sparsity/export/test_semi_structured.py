@@ -8,19 +8,7 @@ from torch import Tensor, nn
 
 from lightning_plasticity.sparsity.export import semi_structured
 from lightning_plasticity.sparsity.export.semi_structured import to_semi_structured
-
-
-def images(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def masked(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
-    """The reference: the same net with zeros."""
-    copied = copy.deepcopy(model)
-    for name, parameter in copied.named_parameters():
-        if name in masks:
-            parameter.data *= masks[name]
-    return copied.eval()
+from tests.sparsity.export.nets import images, masked
 
 
 def two_of_four(rows: int, columns: int) -> Tensor:

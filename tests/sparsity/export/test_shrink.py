@@ -14,92 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_plasticity.models.convnets import resnet20, vgg19
-from lightning_plasticity.sparsity.export import baking, export_model
-from lightning_plasticity.sparsity.export.baking import bake
 from lightning_plasticity.sparsity.export.constants import constant_inputs
-from lightning_plasticity.sparsity.export.cost import compare, count_zero_filters, measure_latency
+from lightning_plasticity.sparsity.export.cost import count_zero_filters
 from lightning_plasticity.sparsity.export.coupling import filter_groups
 from lightning_plasticity.sparsity.export.folding import BorderedConv2d
 from lightning_plasticity.sparsity.export.reload import load_shrunk
 from lightning_plasticity.sparsity.export.surgery import shrink
-
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def settle(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give a net the state of a trained one: every BatchNorm with its own scale, shift and statistics."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            n = module.num_features
-            module.weight.data = 0.5 + torch.rand(n, generator=generator)
-            module.bias.data = 0.5 * torch.randn(n, generator=generator)
-            module.running_mean = 0.3 * torch.randn(n, generator=generator)
-            module.running_var = 0.5 + torch.rand(n, generator=generator)
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            weight = module.weight.data
-            weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
-    return model.eval()
-
-
-def filter_masks(model: nn.Module, share: float, groups: list[list[str]], seed: int = 0) -> dict[str, Tensor]:
-    """Kill a share of the filters, the same ones in all layers of a group."""
-    generator = torch.Generator().manual_seed(seed)
-    parameters = dict(model.named_parameters())
-    masks = {}
-    for names in groups:
-        filters = len(parameters[names[0]])
-        alive = torch.zeros(filters, dtype=torch.bool)
-        alive[torch.randperm(filters, generator=generator)[: max(1, round(filters * (1 - share)))]] = True
-        for name in names:
-            shape = parameters[name].shape
-            masks[name] = alive.view(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
-    return masks
-
-
-def masked(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
-    """The reference: the same net with zeros."""
-    copied = copy.deepcopy(model)
-    for name, parameter in copied.named_parameters():
-        if name in masks:
-            parameter.data *= masks[name]
-    return copied.eval()
-
-
-def images(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def conv(inputs: int, outputs: int, **options) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, 3, **options), nn.BatchNorm2d(outputs), nn.ReLU()]
-
-
-class Residual(nn.Module):
-    """Two stages of a residual net: an identity and a strided 1 x 1 projection."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(*conv(3, 8, padding=1))
-        self.body1 = nn.Sequential(*conv(8, 6, padding=1), nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8))
-        self.body2 = nn.Sequential(
-            *conv(8, 10, padding=1, stride=2), nn.Conv2d(10, 12, 3, padding=1), nn.BatchNorm2d(12)
-        )
-        self.project = nn.Sequential(nn.Conv2d(8, 12, 1, stride=2, bias=False), nn.BatchNorm2d(12))
-        self.head = nn.Linear(12, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = F.relu(x + self.body1(x))
-        x = F.relu(self.project(x) + self.body2(x))
-        return self.head(x.mean((2, 3)))
-
-
-RESIDUAL_GROUPS = [
-    ["stem.0.weight", "body1.3.weight"],
-    ["body1.0.weight"],
-    ["body2.0.weight"],
-    ["body2.3.weight", "project.0.weight"],
-]
+from tests.sparsity.export.nets import (
+    CLOSE,
+    RESIDUAL_GROUPS,
+    Residual,
+    conv,
+    filter_masks,
+    images,
+    masked,
+    settle,
+)
 
 CHAINS = {
     "no padding": lambda: [*conv(3, 8), *conv(8, 6), nn.Flatten(), nn.Linear(6 * 64, 5)],
@@ -520,93 +450,3 @@ def test_errors_name_the_argument_and_the_way_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-plasticity\[export\]'"):
         shrink(model, x)
-
-
-def test_bake_leaves_plain_weights_and_only_the_users_hooks():
-    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    model(torch.ones(1, 4)).sum().backward()
-
-    def ours(*_):
-        return None
-
-    ours.__module__ = baking.__name__
-    model[0].register_forward_hook(ours)
-    model[0].register_forward_pre_hook(ours)
-    calls = []
-    model[1].register_forward_hook(lambda *_: calls.append(1))
-    mask = torch.tensor([[True, False, True, True]] * 3)
-    with torch.no_grad():
-        model[0].weight[0, 1] = torch.nan
-    baked = bake(model, {"0.weight": mask})
-    assert torch.equal(baked[0].weight != 0, mask)
-    assert torch.equal(baked[0].weight[mask], model[0].weight[mask])
-    assert not baked[0]._forward_hooks
-    assert not baked[0]._forward_pre_hooks
-    baked(torch.ones(1, 4))
-    assert len(calls) == 1
-    assert all(p.grad is None for p in baked.parameters())
-    assert model[0].weight.grad is not None
-    assert model[0]._forward_hooks
-    assert type(baked) is nn.Sequential
-    assert baked.state_dict().keys() == model.state_dict().keys()
-
-
-def test_report_counts_by_hand():
-    model = settle(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False)))
-    x = images(5, 1, 6, 6)
-    model[0].bias.data.fill_(1.0)
-    masks = {"0.weight": torch.tensor([True, False, True, False]).view(4, 1, 1, 1)}
-    report = compare(masked(model, masks), shrink(model, x, masks), x, repeats=3)
-    assert report.before.parameters == 40 + 8
-    assert report.after.parameters == 20 + 4 + 2  # the constants became a bias
-    assert report.before.flops == 2 * 16 * (4 * 9 + 2 * 4)
-    assert report.after.flops == 2 * 16 * (2 * 9 + 2 * 2)
-    assert (report.before.zero_filters, report.after.zero_filters) == (2, 0)
-    assert report.batch_size == 5
-    assert report.before.latency > 0
-    lines = str(report).splitlines()
-    assert [line.split()[0] for line in lines[1:5]] == ["parameters", "zero", "MFLOPs", "latency,"]
-    assert lines[1].split() == ["parameters", "48", "26", "0.542"]
-    with pytest.raises(ValueError, match="repeats=0"):
-        measure_latency([model], x, repeats=0)
-
-
-def test_latency_orders_a_small_and_a_large_net():
-    small, large = nn.Linear(16, 16), nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(6)])
-    pad = nn.Sequential(nn.ConstantPad1d((0, -1008), 0.0), small)
-    fast, slow = measure_latency([pad, large], images(64, 1024), repeats=5)
-    assert fast < slow
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-def test_onnx_file_computes_the_masked_model(tmp_path, batch):
-    import onnxruntime
-    from safetensors.torch import load_file
-
-    model = settle(Residual()).train()
-    masks = filter_masks(model, 0.5, RESIDUAL_GROUPS)
-    report = export_model(model, tmp_path / "out", images(batch, 3, 12, 12), masks, repeats=1)
-    x = images(3, 3, 12, 12, seed=9)
-    expected = masked(model, masks)(x)
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
-    (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    np.testing.assert_allclose(logits, expected.detach(), rtol=1e-5, atol=1e-5)
-    back = load_shrunk(Residual(), load_file(tmp_path / "out" / "model.safetensors"))
-    torch.testing.assert_close(back(x), expected, **CLOSE)
-    sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
-    assert sizes == {path.name: size for path, size in report.files.items()}
-    assert sizes.keys() == {"model.safetensors", "model.onnx"}
-    assert sizes["model.safetensors"] < 0.5 * report.bytes_before
-    assert "model.safetensors" in str(report)
-    assert "latency, ms" in str(report)
-
-
-def test_pt2_file_computes_the_masked_model(tmp_path):
-    model = settle(Residual())
-    masks = filter_masks(model, 0.7, RESIDUAL_GROUPS)
-    export_model(model, tmp_path, images(2, 3, 12, 12), masks, format="pt2", repeats=1)
-    x = images(5, 3, 12, 12, seed=9)
-    program = torch.export.load(tmp_path / "model.pt2").module()
-    torch.testing.assert_close(program(x), masked(model, masks)(x), **CLOSE)
-    with pytest.raises(ValueError, match="format='tflite' must be one of onnx, pt2"):
-        export_model(model, tmp_path, x, format="tflite")
