@@ -4,6 +4,7 @@
     python recipes/federated_hopfield.py fit --config recipes/federated_hopfield_synthetic.yaml   known truth
     python recipes/federated_hopfield.py fit --data.kind=my_patterns.npy         any [K, N] of +-1
     python recipes/federated_hopfield.py fit --model.config.controller=0.5       a fixed plasticity
+    python recipes/federated_hopfield.py compare --seeds=10           all plasticity rules, over seeds
 
 Six clients of unequal size and quality see noisy copies of ten binarised digits, each only some of them, and
 one more client sends noise. Their shares drift, and three digits are new from round 12 on. Each round every
@@ -15,6 +16,7 @@ Flower: recipes/flower_hopfield.
 """
 
 import torch
+from federated_hopfield_compare import compare
 from lightning.pytorch.callbacks import ProgressBar
 
 from lightning_plasticity.cli import PlasticityCLI
@@ -71,4 +73,4 @@ class Recipe(PlasticityCLI):
 
 
 if __name__ == "__main__":
-    Recipe(FederatedHopfield, ArchetypeStream, script=__file__)
+    Recipe(FederatedHopfield, ArchetypeStream, script=__file__, commands={"compare": compare})

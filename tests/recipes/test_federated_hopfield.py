@@ -17,6 +17,7 @@ def run(monkeypatch, repository, *arguments):
     script = repository / "recipes" / "federated_hopfield.py"
     options = ["fit", "--trainer.enable_progress_bar=false", "--wandb=false", *arguments]
     monkeypatch.setattr(sys, "argv", [str(script), *options])
+    monkeypatch.syspath_prepend(str(script.parent))
     runpy.run_path(str(script), run_name="__main__")
 
 
