@@ -3,7 +3,7 @@
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -210,9 +210,7 @@ class AdapterPair(nn.Module):
         for adapter in (_FAST, _SLOW):
             state = load_peft_weights(str(folder / adapter), device="cpu")
             result: Any = set_peft_model_state_dict(pair.model, state, adapter_name=adapter)
-            # peft also lists the backbone's tensors as missing
-            needed = {_renamed(name, adapter) for name in pair._trained}
-            odd = [*sorted(needed & set(result.missing_keys)), *result.unexpected_keys]
+            odd = [*_not_loaded(pair.model, adapter, result.missing_keys), *result.unexpected_keys]
             if odd:
                 raise ValueError(f"{str(folder / adapter)!r} doesn't fit its configuration: see {odd[0]!r}")
         return pair
@@ -233,8 +231,14 @@ def _without(name: str, adapter: str) -> str:
     return ".".join(part for part in name.split(".") if part != adapter)
 
 
-def _renamed(name: str, adapter: str) -> str:
-    return ".".join(adapter if part == _FAST else part for part in name.split("."))
+def _not_loaded(model: nn.Module, adapter: str, missing: Iterable[str]) -> list[str]:
+    """Parameters of an adapter that a file didn't hold: peft lists the backbone's and shared ones' too."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if adapter in name.split("."):
+            names.setdefault(id(parameter), []).append(name)
+    without = set(missing)
+    return [aliases[0] for aliases in names.values() if without.issuperset(aliases)]
 
 
 def _check_bare(backbone: nn.Module) -> None:
@@ -254,6 +258,8 @@ def _check_config(config: Any) -> None:
         raise ValueError(
             f"peft_config={type(config).__name__} is for language models only; use 'deep_prompt' for ViTs"
         )
+    if config.peft_type == "ADALORA":
+        raise ValueError("peft_config=AdaLoraConfig moves ranks by calls at every step; use 'lora'")
     if getattr(config, "bias", "none") != "none":
         raise ValueError(
             f"peft_config: bias={config.bias!r} would train the backbone, which two adapters share"
@@ -270,7 +276,7 @@ def _with_adapters(backbone: nn.Module, config: Any, seed: int) -> Any:
         warnings.filterwarnings("ignore", message="Unsupported layer type")
         torch.manual_seed(seed)
         model = get_peft_model(backbone, config, adapter_name=_FAST)
-        slow.target_modules = copy.deepcopy(config.target_modules)
+        slow.target_modules, slow.inference_mode = copy.deepcopy(config.target_modules), True
         model.add_adapter(_SLOW, slow)
     model.set_adapter(_FAST)
     return model

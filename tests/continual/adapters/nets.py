@@ -21,10 +21,12 @@ VIT = {
     "lora": {"method": "lora", "target_modules": ["qkv", "fc1"], "lora_dropout": 0.5},
     "ia3": {"method": "ia3", "target_modules": ["qkv"], "feedforward_modules": []},
     "ln_tuning": {"method": "ln_tuning", "target_modules": ["norm1", "norm2"]},
+    "lora_and_norm": {"method": "lora", "target_modules": ["fc2"], "modules_to_save": ["norm"]},
+    "shared": {"method": "vblora", "target_modules": ["qkv"], "vector_length": 32, "num_vectors": 16},
     "oft": {"method": "oft", "target_modules": ["qkv"], "oft_block_size": 8},
 }
 CASES = [("conv", name) for name in CONV] + [("vit", name) for name in VIT]
-NOT_IDENTITY = {"deep_prompt"}  # changes the features before it has learned anything
+NOT_IDENTITY = {"deep_prompt", "shared"}  # change the features before they have learned anything
 
 
 def small_vit(depth=2):

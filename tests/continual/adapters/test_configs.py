@@ -87,6 +87,10 @@ def test_the_given_config_is_left_as_it_was():
         ({"init": "noise"}, "method must be one of"),
         ({"method": "ssf", "rank": 3}, "unexpected keyword argument 'rank'"),
         ({"method": "lora", "target_modules": ["qkv"], "bias": "all"}, "bias='all' would train the backbone"),
+        (
+            {"method": "adalora", "target_modules": ["qkv"], "total_step": 9},
+            "AdaLoraConfig moves ranks by calls",
+        ),
         ({"method": "prompt_tuning"}, "PromptTuningConfig is for language models only; use 'deep_prompt'"),
         ({"method": "lora", "target_modules": ["q_proj"]}, "q_proj"),
     ],

@@ -30,7 +30,7 @@ def test_features_are_unchanged_at_the_start_unless_the_method_says_otherwise(ki
     pair, expected = make(kind, name), bare(kind)(images())
     torch.testing.assert_close(pair.features(images(), "slow"), pair.features(images()), rtol=0, atol=0)
     distance = (pair.features(images()) - expected).abs().max().item()
-    assert distance > 0.01 if name in NOT_IDENTITY else distance < 1e-5
+    assert distance > 1e-3 if name in NOT_IDENTITY else distance < 1e-5
 
 
 def test_training_changes_the_fast_learner_and_nothing_else(kind, name):
@@ -115,7 +115,7 @@ def test_two_seeds_differ_only_where_the_start_is_random(kind, name):
         AdapterPair(bare(kind), settings(kind, name), seed=seed).state_dict_of("fast") for seed in (1, 1, 2)
     )
     assert all(torch.equal(tensor, same[key]) for key, tensor in first.items())
-    random = name in {"bottleneck", "deep_prompt", "lora"}
+    random = name in {"bottleneck", "deep_prompt", "lora", "lora_and_norm", "shared"}
     assert any(not torch.equal(tensor, other[key]) for key, tensor in first.items()) == random
 
 
