@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_plasticity.data.loading import EpochSampler
+from lightning_plasticity.data.resumable import ResumableLoader
 from lightning_plasticity.data.sources import load_split
 from lightning_plasticity.data.splits import generator_for, stratified_split
 
@@ -206,7 +207,10 @@ class IntensityData(LightningDataModule):
         return {part: Forms(directions[label], label) for part, label in labels.items()}
 
     def train_dataloader(self) -> Loader:
-        """Gives this process's training batches, in an order that follows from seed and epoch."""
+        """Gives this process's training batches, in an order that follows from seed and epoch.
+
+        A run that resumes inside an epoch goes on with the next batch.
+        """
         stimuli, trainer = self._part("train"), self.trainer
         if trainer is None:
             return self._loader(stimuli, EpochSampler(stimuli, self.seed))
@@ -230,7 +234,8 @@ class IntensityData(LightningDataModule):
     def _loader(self, stimuli: _Stimuli, sampler: EpochSampler | None = None) -> Loader:
         # a batch is one index into memory: more processes would only copy it about
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        return DataLoader(stimuli, batch_size=self.batch_size, sampler=sampler, collate_fn=_batch_as_it_is)
+        kind = DataLoader if sampler is None else ResumableLoader
+        return kind(stimuli, batch_size=self.batch_size, sampler=sampler, collate_fn=_batch_as_it_is)
 
 
 def bumps(places: int = 4, side: int = 12, width: float = 1.5) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import Any, Self
 
 import torch
@@ -45,10 +46,12 @@ class Chunks:
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
         """Stimuli in the dtype of computation, labels and weights, chunk by chunk."""
-        for first in range(0, len(self.stimuli), CHUNK):
-            cut = slice(first, first + CHUNK)
-            labels = None if self.labels is None else self.labels[cut]
-            yield computable(self.stimuli[cut]), labels, None if self.weight is None else self.weight[cut]
+        return map(self._part, range(0, len(self.stimuli), CHUNK))
+
+    def _part(self, first: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        cut = slice(first, first + CHUNK)
+        labels = None if self.labels is None else self.labels[cut]
+        return computable(self.stimuli[cut]), labels, None if self.weight is None else self.weight[cut]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Results of a function of stimuli, over all chunks."""
@@ -66,13 +69,29 @@ class Chunks:
         params = starts.start(self.stimuli[rows[:START_ROWS]], num_classes, generator)
         return params if self.labels is None else starts.place(params, self.stimuli, self.labels)
 
+    @cached_property
+    def _by_energy(self) -> list[tuple[Tensor, list[tuple[int, Tensor]]]]:
+        """Distinct energies, with the chunks that they are for and the index `[n]` of each into them.
+
+        Counts repeat their energies: all chunks share one list, unless it is longer than a chunk.
+        """
+        energy, firsts = self.energy(), range(0, len(self.stimuli), CHUNK)
+        levels, index = torch.unique(energy, return_inverse=True)
+        if len(levels) <= CHUNK:
+            return [(levels, list(zip(firsts, torch.split(index, CHUNK), strict=True)))]
+        own = (torch.unique(part, return_inverse=True) for part in torch.split(energy, CHUNK))
+        return [(levels, [(first, index)]) for first, (levels, index) in zip(firsts, own, strict=True)]
+
     def e_step(self, params: Parameters, intensity: Intensity) -> em.Sums:
         """One E pass over everything."""
-        sums = (em.e_step(y, params, intensity, labels, weight) for y, labels, weight in self.parts())
-        total = next(sums)
-        for part in sums:
-            total = total.plus(part)
-        return total
+        sums, dtype = list[em.Sums](), computable(self.stimuli[:0]).dtype
+        for levels, chunks in self._by_energy:
+            step = em.EStep(levels, params, intensity, dtype)
+            for first, index in chunks:
+                stimuli, labels, weight = self._part(first)
+                step.add(stimuli, index, labels, weight)
+            sums.append(step.sums())
+        return reduce(em.Sums.plus, sums)
 
     def worst_explained(self, params: Parameters, intensity: Intensity) -> tuple[Tensor, Tensor]:
         """Log-likelihood of the worst-explained stimulus, and that stimulus."""

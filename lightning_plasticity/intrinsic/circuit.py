@@ -10,6 +10,8 @@ state:
     q_c  += eps s_c (S^2 - q_c)          and of its second moment, which gives the shape a_c
     pi_c += eps (s_c - pi_c)             class prior
 
+Instead of following the moments, the shape may climb the likelihood, `log a_c += eps s_c a_c g(a_c)`
+(`shapes.log_gradient`); `q_c` is then the second moment that goes with it.
 `eps_W = eps / <S>` puts all rates on one scale.
 """
 
@@ -19,8 +21,16 @@ import torch
 from torch import Tensor
 
 from lightning_plasticity.intrinsic.distribution import TINY, Intensity, Parameters, evidence
-from lightning_plasticity.intrinsic.em import MAX_SHAPE, MIN_MEAN, moment_shape, responsibilities
+from lightning_plasticity.intrinsic.em import MIN_MEAN, responsibilities
 from lightning_plasticity.intrinsic.precision import full_precision
+from lightning_plasticity.intrinsic.shapes import (
+    MAX_SHAPE,
+    MIN_SHAPE,
+    OnlineRule,
+    log_gradient,
+    moment_shape,
+    second_moment,
+)
 
 RATE = 0.02
 """Learning rate at the start."""
@@ -32,7 +42,8 @@ WARMUP = 8000
 """Stimuli for which neurons learn directions and means alone."""
 
 MAX_GAIN = 0.5
-"""Most that one stimulus may move a weight vector towards itself, which keeps weights positive."""
+"""Most that one stimulus may move a weight vector towards itself, which keeps weights positive; and most that
+the logarithm of a shape may move along its gradient at once."""
 
 
 class Circuit(NamedTuple):
@@ -56,8 +67,7 @@ class Circuit(NamedTuple):
     @classmethod
     def of(cls, params: Parameters) -> "Circuit":
         """The circuit that stands for a mixture."""
-        second = params.mean.square() * (1 + 1 / params.shape) + params.mean
-        return cls(params.weights, params.mean, second, params.prior)
+        return cls(params.weights, params.mean, second_moment(params.mean, params.shape), params.prior)
 
 
 class Drive(NamedTuple):
@@ -69,6 +79,8 @@ class Drive(NamedTuple):
     """`sum s S [C]`."""
     energy_square: Tensor
     """`sum s S^2 [C]`."""
+    rise: Tensor
+    """`sum s (psi(S + a) - psi(a)) [C]`; 0 if shapes follow the moments."""
     activity: Tensor
     """`sum s [C]`."""
     log_keep_weights: Tensor
@@ -96,7 +108,12 @@ def learning_rate(seen: float, rate: float, decay: float) -> float:
 
 
 def present(
-    stimulus: Tensor, circuit: Circuit, rate: float, intensity: Intensity = "nb", learn_prior: bool = True
+    stimulus: Tensor,
+    circuit: Circuit,
+    rate: float,
+    intensity: Intensity = "nb",
+    learn_prior: bool = True,
+    shape_update: OnlineRule = "moments",
 ) -> Circuit:
     """Shows one stimulus `y [D]` and changes the circuit by the rules above, to the letter.
 
@@ -106,6 +123,7 @@ def present(
         rate: `eps`.
         intensity: `"nb"`, or `"poisson"` for the simplest neuron, whose input knows no spread.
         learn_prior: False holds the prior.
+        shape_update: `"moments"` or `"gradient"`.
 
     Example:
         >>> circuit = Circuit(torch.tensor([[0.5, 0.5]]), *(torch.tensor([v]) for v in (4.0, 20.0, 1.0)))
@@ -119,10 +137,27 @@ def present(
     weight_rate = (rate / (circuit.prior @ circuit.mean)).clamp_max(MAX_GAIN / energy.clamp_min(MIN_MEAN))
     hebb = stimulus - energy * circuit.weights
     weights = circuit.weights + weight_rate * activity.unsqueeze(1) * hebb
-    mean = circuit.mean + rate * activity * (energy - circuit.mean)
-    second = circuit.second_moment + rate * activity * (energy.square() - circuit.second_moment)
+    mean = (circuit.mean + rate * activity * (energy - circuit.mean)).clamp_min(MIN_MEAN)
+    if shape_update == "moments":
+        second = circuit.second_moment + rate * activity * (energy.square() - circuit.second_moment)
+    else:
+        rise = _rise(energy, circuit.parameters().shape)
+        second = _climbed(circuit, mean, rate * activity, energy, rise).to(mean.dtype)
     prior = circuit.prior + rate * (activity - circuit.prior) if learn_prior else circuit.prior
-    return Circuit(weights, mean.clamp_min(MIN_MEAN), second, prior)
+    return Circuit(weights, mean, second, prior)
+
+
+def _rise(energy: Tensor, shape: Tensor) -> Tensor:
+    """`psi(S + a) - psi(a)`, float64."""
+    a = shape.double()
+    return torch.digamma(energy.double() + a) - torch.digamma(a)
+
+
+def _climbed(circuit: Circuit, mean: Tensor, gain: Tensor, energy: Tensor, rise: Tensor) -> Tensor:
+    """Second moment `[C]` of the new mean and of a shape that went up its gradient by `gain`, float64."""
+    shape, old = circuit.parameters().shape.double(), circuit.mean.double()
+    step = (gain * log_gradient(shape, old, energy.double(), rise)).clamp(-MAX_GAIN, MAX_GAIN)
+    return second_moment(mean.double(), (shape * step.exp()).clamp(MIN_SHAPE, MAX_SHAPE))
 
 
 def drive(
@@ -132,6 +167,7 @@ def drive(
     intensity: Intensity = "nb",
     labels: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    shape_update: OnlineRule = "moments",
 ) -> Drive:
     """Activities of a mini-batch `y [n, D]` at frozen parameters, summed up for `apply_drive`.
 
@@ -142,6 +178,7 @@ def drive(
         intensity: see `Intensity`.
         labels: `[n]` classes that are known, -1 where not.
         sample_weight: `[n]`, how often each stimulus is shown; 0 for padding.
+        shape_update: as will be applied.
     """
     energy = stimuli.sum(1).double()
     activity, log_likelihood = responsibilities(evidence(stimuli, circuit.parameters(), intensity), labels)
@@ -154,13 +191,22 @@ def drive(
         energy_sum, square_sum = torch.stack([energy, energy.square()]) @ shown
         keep_weights = weight @ torch.log1p(-activity * gain.unsqueeze(1))
         keep_moments = weight @ torch.log1p(-activity * rate)
-    log_sum = (log_likelihood * weight).sum()
+    number, log_sum = shown.sum(0), (log_likelihood * weight).sum()
+    rise = torch.zeros_like(number)
+    if shape_update == "gradient":
+        rise = (shown * _rise(energy.unsqueeze(1), circuit.parameters().shape)).sum(0)
     return Drive(
-        by_class, energy_sum, square_sum, shown.sum(0), keep_weights, keep_moments, weight.sum(), log_sum
+        by_class, energy_sum, square_sum, rise, number, keep_weights, keep_moments, weight.sum(), log_sum
     )
 
 
-def apply_drive(circuit: Circuit, total: Drive, rate: float, learn_prior: bool = True) -> Circuit:
+def apply_drive(
+    circuit: Circuit,
+    total: Drive,
+    rate: float,
+    learn_prior: bool = True,
+    shape_update: OnlineRule = "moments",
+) -> Circuit:
     """Changes the circuit by a mini-batch, as if its stimuli came one by one with activities frozen.
 
     Of the old state a share `prod (1 - eps s)` is kept, the rest goes to the batch's mean: for one stimulus
@@ -178,7 +224,11 @@ def apply_drive(circuit: Circuit, total: Drive, rate: float, learn_prior: bool =
     weights = weights.clamp_min(TINY)  # a weight that nothing feeds decays into slow denormal numbers
     mean = move(circuit.mean, total.energy / activity, total.log_keep_moments)
     mean = mean.clamp_min(MIN_MEAN)
-    second = move(circuit.second_moment, total.energy_square / activity, total.log_keep_moments)
+    if shape_update == "moments":
+        second = move(circuit.second_moment, total.energy_square / activity, total.log_keep_moments)
+    else:
+        gain = -torch.expm1(total.log_keep_moments)
+        second = _climbed(circuit, mean, gain, total.energy / activity, total.rise / activity).to(mean.dtype)
     if not learn_prior:
         return Circuit(weights, mean, second, circuit.prior)
     log_keep = total.weight * torch.log1p(torch.tensor(-rate, dtype=torch.float64))

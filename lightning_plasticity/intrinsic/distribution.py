@@ -130,12 +130,7 @@ def energy_evidence(energy: Tensor, params: Parameters, intensity: Intensity) ->
     return log_negative_binomial(energy, params.mean, shape) + log_prior
 
 
-def evidence(
-    stimuli: Tensor,
-    params: Parameters,
-    intensity: Intensity = "nb",
-    levels: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
+def evidence(stimuli: Tensor, params: Parameters, intensity: Intensity = "nb") -> Tensor:
     """The part of `log p(y, c)` that depends on the class, `[n, C]` in nats, in the dtype of `stimuli`.
 
     The matrix product runs in that dtype (float32 or float64), never in a lower one. Energies repeat in count
@@ -145,19 +140,12 @@ def evidence(
         stimuli: `y [n, D]`, non-negative.
         params: the mixture.
         intensity: see `Intensity`; `"none"` leaves the energy out, and with it all that intensity can tell.
-        levels: `energy_levels(stimuli)`, if they are known already.
     """
-    energies, index = energy_levels(stimuli) if levels is None else levels
+    energies, index = torch.unique(stimuli.sum(1).double(), return_inverse=True)
     table = energy_evidence(energies, params, intensity).to(stimuli.dtype)
     with full_precision(stimuli.device.type):
         direction = stimuli @ log_weights(params.weights).to(stimuli.dtype).T
     return direction.add_(table.index_select(0, index))
-
-
-def energy_levels(stimuli: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct energies `[u]` (float64, ascending) and which of them each stimulus has, `[n]`."""
-    levels, index = torch.unique(stimuli.sum(1).double(), return_inverse=True)
-    return levels, index
 
 
 def log_base(stimuli: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
 """Exact batch EM of the Product-Poisson-Gamma mixture: E step and M step.
 
 An E step over any part of the data gives `Sums`, which add up over batches and processes; an M step needs
-nothing else. Weights, means and priors have closed forms; the shape climbs a minorant of the expected
-log-likelihood that touches it with the same slope and curvature, so that a step is Newton's near the optimum
-and never goes down.
+nothing else. Weights, means and priors have closed forms; the shapes take a step that never goes down
+(`shapes.newton_step` or `shapes.minka_step`).
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -17,13 +16,17 @@ from lightning_plasticity.intrinsic.distribution import (
     Parameters,
     check_intensity,
     digamma_and_slope,
-    energy_levels,
-    evidence,
+    energy_evidence,
+    log_weights,
 )
 from lightning_plasticity.intrinsic.precision import full_precision
-
-MIN_SHAPE, MAX_SHAPE = 1e-3, 1e4
-"""Range of a learned shape; the upper end means Poisson: no finite shape fits better."""
+from lightning_plasticity.intrinsic.shapes import (
+    MAX_SHAPE,
+    MIN_SHAPE,
+    BatchRule,
+    minka_step,
+    newton_step,
+)
 
 MIN_MEAN = 1e-8
 """Floor of a learned mean, which keeps `S log1p(a / mu)` finite."""
@@ -58,13 +61,6 @@ class Sums(NamedTuple):
         return Sums(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def moment_shape(mean: Tensor, second_moment: Tensor, max_shape: float = MAX_SHAPE) -> Tensor:
-    """Shape from moments, `mu^2 / (var - mu)`; `max_shape` where the spread is no more than Poisson's."""
-    excess = second_moment - mean.square() - mean
-    shape = mean.square() / excess.clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.where(excess > 0, shape, max_shape).clamp(MIN_SHAPE, max_shape)
-
-
 def responsibilities(joint: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Posterior `[n, C]` (in the joint's place) and log-likelihood `[n]`; a label >= 0 fixes the class."""
     if labels is not None:
@@ -94,23 +90,65 @@ def e_step(
         labels: `[n]` classes that are known, -1 where not.
         sample_weight: `[n]`, how many times each stimulus counts; 0 for padding.
     """
-    levels, index = energy_levels(stimuli)
-    joint = evidence(stimuli, params, intensity, (levels, index))
-    posterior, log_likelihood = responsibilities(joint, labels)
-    weight = torch.ones_like(log_likelihood) if sample_weight is None else sample_weight.double()
-    if sample_weight is not None:
-        posterior *= sample_weight.to(posterior).unsqueeze(1)
-    by_level = posterior.new_zeros(len(levels), posterior.shape[1]).index_add_(0, index, posterior).double()
-    with full_precision(stimuli.device.type):
-        by_class = _class_sums(posterior, stimuli).double()
-        count, energy, energy_square = (
-            torch.stack([torch.ones_like(levels), levels, levels.square()]) @ by_level
+    levels, index = torch.unique(stimuli.sum(1).double(), return_inverse=True)
+    part = EStep(levels, params, intensity, stimuli.dtype)
+    part.add(stimuli, index, labels, sample_weight)
+    return part.sums()
+
+
+class EStep:
+    """An E step over batches that share their energies, as counts do over a whole data set.
+
+    What depends on a class and an energy alone, the special functions, is computed once for each energy and
+    not for each stimulus.
+
+    Args:
+        levels: distinct energies `[u]`, float64.
+        params: the mixture.
+        intensity: see `Intensity`.
+        dtype: float32 or float64, that of the two matrix products.
+    """
+
+    def __init__(self, levels: Tensor, params: Parameters, intensity: Intensity, dtype: torch.dtype) -> None:
+        self.levels, self.params, self.intensity, self.dtype = levels, params, intensity, dtype
+        self.table = energy_evidence(levels, params, intensity).to(dtype)
+        self.log_weights = log_weights(params.weights).to(dtype).T
+        self.by_level = levels.new_zeros(len(levels), len(params.mean))
+        self.by_class = torch.zeros_like(params.weights, dtype=torch.float64)
+        self.log_likelihood, self.weight = levels.new_zeros(()), levels.new_zeros(())
+
+    def add(
+        self,
+        stimuli: Tensor,
+        index: Tensor,
+        labels: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> None:
+        """Adds a batch `y [n, D]`; `index [n]` says which of the levels each stimulus has."""
+        with full_precision(stimuli.device.type):
+            joint = (stimuli @ self.log_weights).add_(self.table.index_select(0, index))
+            posterior, log_likelihood = responsibilities(joint, labels)
+            weight = torch.ones_like(log_likelihood) if sample_weight is None else sample_weight.double()
+            if sample_weight is not None:
+                posterior *= sample_weight.to(posterior).unsqueeze(1)
+            self.by_class += _class_sums(posterior, stimuli)
+        by_level = posterior.new_zeros(self.by_level.shape).index_add_(0, index, posterior)
+        self.by_level += by_level
+        self.log_likelihood += (log_likelihood * weight).sum()
+        self.weight += weight.sum()
+
+    def sums(self) -> Sums:
+        """The sums over all that was added."""
+        powers = torch.stack([torch.ones_like(self.levels), self.levels, self.levels.square()])
+        with full_precision(powers.device.type):
+            number, energy, energy_square = powers @ self.by_level
+        rise = rise_slope = torch.zeros_like(number)
+        if self.intensity == "nb":
+            resolution = torch.finfo(self.dtype).eps
+            rise, rise_slope = _shape_sums(self.by_level, self.levels, self.params.shape, resolution)
+        return Sums(
+            self.by_class, number, energy, energy_square, rise, rise_slope, self.log_likelihood, self.weight
         )
-    rise = rise_slope = torch.zeros_like(count)
-    if intensity == "nb":
-        rise, rise_slope = _shape_sums(by_level, levels, params.shape, torch.finfo(stimuli.dtype).eps)
-    total = (log_likelihood * weight).sum()
-    return Sums(by_class, count, energy, energy_square, rise, rise_slope, total, weight.sum())
 
 
 def _class_sums(posterior: Tensor, stimuli: Tensor) -> Tensor:
@@ -158,15 +196,26 @@ class Learning(NamedTuple):
     """Pseudo-count added to each entry of `sum R y`."""
     max_shape: float = MAX_SHAPE
     """The shape that means Poisson."""
+    shape_update: BatchRule = "newton"
+    """How shapes are learned with `"nb"`; both rules reach the same optimum."""
 
     @classmethod
-    def checked(cls, intensity: str, learn_prior: bool, smoothing: float, max_shape: float) -> "Learning":
+    def checked(
+        cls,
+        intensity: str,
+        learn_prior: bool,
+        smoothing: float,
+        max_shape: float,
+        shape_update: BatchRule = "newton",
+    ) -> "Learning":
         """The same, from user settings; raises ValueError if one is out of range."""
         if not 0 <= smoothing < torch.inf:
             raise ValueError(f"smoothing={smoothing} must be a finite number of at least 0")
         if not MIN_SHAPE < max_shape < torch.inf:
             raise ValueError(f"max_shape={max_shape} must be finite and greater than {MIN_SHAPE}")
-        return cls(check_intensity(intensity), learn_prior, smoothing, max_shape)
+        if shape_update not in get_args(BatchRule):
+            raise ValueError(f"shape_update={shape_update!r} must be one of {', '.join(get_args(BatchRule))}")
+        return cls(check_intensity(intensity), learn_prior, smoothing, max_shape, shape_update)
 
     def limit(self, params: Parameters) -> Parameters:
         """The parameters that the model can have: without knowledge of spread, every shape is infinite."""
@@ -197,39 +246,21 @@ def m_step(sums: Sums, params: Parameters, learning: Learning = EXACT) -> Parame
     mean = torch.where(alive, (sums.energy / count).clamp_min(MIN_MEAN), params.mean)
     shape = params.shape
     if learning.intensity == "nb":
-        shape = torch.where(alive, shape_step(sums, params.shape, mean, learning.max_shape), shape)
+        shape = torch.where(alive, shape_step(sums, params.shape, mean, learning), shape)
     prior = sums.number / sums.number.sum() if learning.learn_prior else params.prior
     return Parameters(weights.to(params.weights.dtype), mean, shape, prior)
 
 
-def shape_step(sums: Sums, shape: Tensor, mean: Tensor, max_shape: float = MAX_SHAPE) -> Tensor:
-    """One ascent step of the Gamma shapes: Newton's in `log a`, made safe by a minorant.
+def shape_step(sums: Sums, shape: Tensor, mean: Tensor, learning: Learning = EXACT) -> Tensor:
+    """One ascent step of the Gamma shapes `[C]`, by the rule that `learning` names.
 
-    Per class the objective is `F(log a) - N h(log a)` with `F = sum R log(Gamma(S + a) / Gamma(a))` and
-    `h = a log1p(mu / a) + mu log1p(a / mu)`. For counts `F` is a sum of `log(a + i)`, whose curvature in
-    `log a` is `p (1 - p)` with a logistic `p` and so decays no faster than `exp(-|x|)` over a step `x`. Hence
-
-        F(x) >= F(0) + F' x + F'' (exp(-|x|) - 1 + |x|),
-
-    and the step goes to the maximum of that bound minus `N h`, found by bisection. If the spread of the
-    energies is no more than Poisson's, no finite shape is optimal: the result is `max_shape`.
+    If the spread of a class's energies is no more than Poisson's, no finite shape is optimal: the result is
+    `learning.max_shape`.
     """
     count = sums.number.clamp_min(torch.finfo(torch.float64).tiny)
-    slope = shape * sums.rise / count
-    curvature = (slope + shape.square() * sums.rise_slope / count).clamp_min(0)
-
-    def ascent(step: Tensor) -> Tensor:
-        moved = shape * step.exp()
-        bend = curvature * step.sign() * -torch.expm1(-step.abs())
-        return slope + bend - moved * torch.log1p(mean / moved)
-
-    low, high = (MIN_SHAPE / shape).log(), (max_shape / shape).log()
-    up = ascent(torch.zeros_like(shape)) > 0
-    low, high = torch.where(up, 0.0, low), torch.where(up, high, 0.0)
-    for _ in range(50):
-        middle = (low + high) / 2
-        rising = ascent(middle) > 0
-        low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
-    stepped = (shape * ((low + high) / 2).exp()).clamp(MIN_SHAPE, max_shape)
+    if learning.shape_update == "newton":
+        stepped = newton_step(shape, mean, sums.rise / count, sums.rise_slope / count, learning.max_shape)
+    else:
+        stepped = minka_step(shape, mean, sums.rise / count, learning.max_shape)
     excess = sums.energy_square / count - mean.square() - mean
-    return torch.where(excess > 0, stepped, max_shape)
+    return torch.where(excess > 0, stepped, learning.max_shape)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lightning_plasticity.intrinsic.module import IntrinsicPlasticityMixture
+    from lightning_plasticity.intrinsic.inference import MixtureInference
 
 
-def of_module(module: "IntrinsicPlasticityMixture") -> Mapping[str, "Figure"]:
+def of_module(module: "MixtureInference") -> Mapping[str, "Figure"]:
     """All figures that a module has data for, by name."""
     params, counts = module.learned, module.label_counts
     shape = module.image_shape or _image_shape(params.weights.shape[1])

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lightning_plasticity.intrinsic import circuit, distribution, em, starts
+from lightning_plasticity.intrinsic import circuit, distribution, em, shapes, starts
 from lightning_plasticity.intrinsic.chunks import Chunks
 from lightning_plasticity.intrinsic.distribution import Intensity, IntensityPosterior, Parameters
 
@@ -32,6 +32,8 @@ class PoissonGammaMixture:
             data.
         learn_prior: False holds the prior uniform.
         max_shape: the shape that means Poisson.
+        shape_update: how `fit` learns shapes: `"newton"`, or `"minka"`, EM with the gain as hidden variable,
+            which goes to the same optimum in more passes.
 
     Attributes:
         weights: `W [C, D]`, rows sum to 1.
@@ -66,7 +68,8 @@ class PoissonGammaMixture:
         tol: float = 1e-6,
         smoothing: float = 1e-6,
         learn_prior: bool = True,
-        max_shape: float = em.MAX_SHAPE,
+        max_shape: float = shapes.MAX_SHAPE,
+        shape_update: shapes.BatchRule = "newton",
     ) -> None:
         counts = {"num_classes": num_classes, "num_features": num_features, "restarts": restarts}
         for name, value in (counts | {"max_iter": max_iter}).items():
@@ -76,7 +79,7 @@ class PoissonGammaMixture:
             raise ValueError(f"tol={tol} must not be negative")
         self.num_classes, self.num_features, self.seed = num_classes, num_features, seed
         self.restarts, self.max_iter, self.tol = restarts, max_iter, tol
-        self.learning = em.Learning.checked(intensity, learn_prior, smoothing, max_shape)
+        self.learning = em.Learning.checked(intensity, learn_prior, smoothing, max_shape, shape_update)
         self.history: list[float] = []
         self.converged, self.seen = False, 0
         self.second_moment: Tensor | None = None
@@ -128,7 +131,13 @@ class PoissonGammaMixture:
                 params = starts.revive(params, dead, worst, sums.weight, self.learning)
         return params, history, False
 
-    def partial_fit(self, stimuli: Any, labels: Any = None, rate: float | None = None) -> Self:
+    def partial_fit(
+        self,
+        stimuli: Any,
+        labels: Any = None,
+        rate: float | None = None,
+        shape_update: shapes.OnlineRule = "moments",
+    ) -> Self:
         """Learns from one mini-batch by the online rules of the circuit; the first call also starts from it.
 
         For the first `circuit.WARMUP` stimuli classes learn directions and means alone (see `circuit.stage`).
@@ -137,7 +146,15 @@ class PoissonGammaMixture:
             stimuli: `y [n, D]`.
             labels: `[n]` known classes, -1 for unknown.
             rate: `eps`; by default `0.02 / (1 + t / (1000 C))` after `t` stimuli.
+            shape_update: shapes follow the second moments (`"moments"`) or climb the likelihood
+                (`"gradient"`).
+
+        Raises:
+            ValueError: as `fit`, or if a setting is out of range.
         """
+        shapes.check_online(shape_update)
+        if rate is not None and not 0 < rate < 1:
+            raise ValueError(f"rate={rate} must lie between 0 and 1: it is the share that is replaced")
         data = self._chunks(stimuli, labels)
         if self.second_moment is None:
             params = self.parameters if self.history else data.start(self.num_classes, self._generator())
@@ -146,15 +163,24 @@ class PoissonGammaMixture:
             decayed = circuit.learning_rate(
                 self.seen, circuit.RATE, circuit.DECAY_PER_CLASS * self.num_classes
             )
-            self._present(y, known, self.second_moment, decayed if rate is None else rate)
+            self._present(y, known, self.second_moment, decayed if rate is None else rate, shape_update)
             self.seen += len(y)
         return self
 
-    def _present(self, y: Tensor, labels: Tensor | None, second_moment: Tensor, rate: float) -> None:
+    def _present(
+        self,
+        y: Tensor,
+        labels: Tensor | None,
+        second_moment: Tensor,
+        rate: float,
+        shape_update: shapes.OnlineRule,
+    ) -> None:
         state = circuit.Circuit(self.weights, self.mean, second_moment, self.prior)
         warm = self.seen >= circuit.WARMUP
-        drive = circuit.drive(y, state, rate, circuit.stage(self.learning.intensity, warm), labels)
-        state = circuit.apply_drive(state, drive, rate, self.learning.learn_prior and warm)
+        intensity = circuit.stage(self.learning.intensity, warm)
+        drive = circuit.drive(y, state, rate, intensity, labels, shape_update=shape_update)
+        learn_prior = self.learning.learn_prior and warm
+        state = circuit.apply_drive(state, drive, rate, learn_prior, shape_update)
         self.parameters = self.learning.limit(state.parameters(self.learning.max_shape))
         self.second_moment = state.second_moment
 

@@ -1,43 +1,41 @@
 """`IntrinsicPlasticityMixture`: the mixture as a LightningModule, for streams, processes and checkpoints."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_plasticity.intrinsic import circuit, distribution, em, naming, starts
+from lightning_plasticity.intrinsic import circuit, em, shapes, starts
 from lightning_plasticity.intrinsic.distribution import Intensity, Parameters
+from lightning_plasticity.intrinsic.inference import Batch, MixtureInference
 from lightning_plasticity.intrinsic.mixture import PoissonGammaMixture
 from lightning_plasticity.intrinsic.optimizers import CircuitPlasticity, ExpectationMaximization
 from lightning_plasticity.intrinsic.padding import padding_weight
 from lightning_plasticity.intrinsic.passes import Pass, over_processes, worst_of_all
 from lightning_plasticity.intrinsic.precision import full_precision
 from lightning_plasticity.intrinsic.scores import Scores
-from lightning_plasticity.intrinsic.stimuli import check_stimuli
 from lightning_plasticity.intrinsic.trace import Trace
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Batch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
+SHAPE_RULES = {"online": get_args(shapes.OnlineRule), "em": get_args(shapes.BatchRule)}
 
-class IntrinsicPlasticityMixture(LightningModule):
+
+class IntrinsicPlasticityMixture(MixtureInference):
     """Neurons that learn the form and the strength of their stimuli (Monk, Savin and Luecke, NIPS 2016).
 
     Batches are stimuli `[B, D]` (any further dimensions are flattened), or pairs with labels `[B]`, -1 where
     the label is not given. Learning is unsupervised: labels name the classes afterwards. With `rule="online"`
     every batch is a step of the circuit's local rules, with `rule="em"` every epoch is a step of exact EM;
     both count as steps of a real optimizer. The arithmetic is that of `dtype` whatever the Trainer's
-    precision. Checkpoints at the end of an epoch resume exactly.
+    precision. Checkpoints at the end of an epoch resume exactly; inside an epoch they do so in one process,
+    if the data loader can go on where it stopped, as that of `IntensityData` can.
 
     Args:
         num_classes: `C`, neurons.
@@ -45,6 +43,8 @@ class IntrinsicPlasticityMixture(LightningModule):
         num_labels: `K`, labels that classes can be named by; 0 for none.
         rule: `"online"` or `"em"`.
         intensity: `"nb"`, `"poisson"` or `"none"`, see `Intensity`.
+        shape_update: how spreads are learned with `intensity="nb"`: `"moments"` or `"gradient"` online,
+            `"newton"` or `"minka"` in EM; None: the first of them.
         lr: `eps` of the online rules; a neuron forgets after about `C / eps` stimuli.
         decay: stimuli after which `eps` has halved; None: 1000 for each class.
         warmup_epochs: epochs in which the online rules learn directions and means alone.
@@ -83,6 +83,7 @@ class IntrinsicPlasticityMixture(LightningModule):
         num_labels: int = 0,
         rule: Literal["online", "em"] = "online",
         intensity: Intensity = "nb",
+        shape_update: shapes.OnlineRule | shapes.BatchRule | None = None,
         lr: float = circuit.RATE,
         decay: float | None = None,
         warmup_epochs: int = 2,
@@ -96,12 +97,8 @@ class IntrinsicPlasticityMixture(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.automatic_optimization = False
-        for name, value, choices in (
-            ("rule", rule, ("online", "em")),
-            ("dtype", dtype, ("float32", "float64")),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}")
+        _check("rule", rule, tuple(SHAPE_RULES))
+        _check("dtype", dtype, ("float32", "float64"))
         for name, number in {"num_labels": num_labels, "warmup_epochs": warmup_epochs}.items():
             if number < 0:
                 raise ValueError(f"{name}={number} must not be negative")
@@ -111,8 +108,10 @@ class IntrinsicPlasticityMixture(LightningModule):
             raise ValueError(
                 f"image_shape={image_shape} has {math.prod(image_shape)} pixels, {num_features=}"
             )
+        self.shape_update = _shape_rule(shape_update, rule, intensity)
         self.rule, self.input_scale, self.warmup_epochs = rule, input_scale, warmup_epochs
-        self.learning = em.Learning.checked(intensity, learn_prior, smoothing, em.MAX_SHAPE)
+        by_em: Any = self.shape_update if rule == "em" else "newton"
+        self.learning = em.Learning.checked(intensity, learn_prior, smoothing, shapes.MAX_SHAPE, by_em)
         self.lr, self.decay = lr, circuit.DECAY_PER_CLASS * num_classes if decay is None else decay
         start = PoissonGammaMixture(num_classes, num_features, seed).parameters
         self.weights = nn.Parameter(start.weights.to(getattr(torch, dtype)))
@@ -137,52 +136,6 @@ class IntrinsicPlasticityMixture(LightningModule):
         super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    # --- what it stands for ---
-
-    @property
-    def learned(self) -> Parameters:
-        """The mixture's four parameter tensors."""
-        shape = self.shape if self.learning.intensity != "poisson" else torch.full_like(self.shape, torch.inf)
-        return Parameters(self.weights.detach(), self.mean.detach(), shape.detach(), self.prior.detach())
-
-    def mixture(self) -> PoissonGammaMixture:
-        """The learned mixture as an estimator, with its inference methods; scale inputs yourself then."""
-        num_classes, num_features = self.weights.shape
-        estimator = PoissonGammaMixture(
-            num_classes,
-            num_features,
-            self.hparams["seed"],
-            intensity=self.learning.intensity,
-            learn_prior=self.learning.learn_prior,
-        )
-        estimator.parameters = Parameters(*(part.clone() for part in self.learned))
-        return estimator
-
-    @torch.no_grad()
-    def forward(self, stimuli: Tensor) -> Tensor:
-        """Activities `s = p(c | y) [B, C]`, float64."""
-        return self._joint(self._scaled(stimuli)).softmax(1)
-
-    def _joint(self, y: Tensor) -> Tensor:
-        return distribution.evidence(y, self.learned, self.learning.intensity).double()
-
-    def _scaled(self, stimuli: Tensor) -> Tensor:
-        y = stimuli.flatten(1)
-        if y.shape[1] != self.weights.shape[1]:
-            raise ValueError(
-                f"stimuli have {y.shape[1]} inputs, the model num_features={self.weights.shape[1]}"
-            )
-        check_stimuli(y)
-        return y.to(self.weights.dtype) * self.input_scale
-
-    def _batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Stimuli `[B, D]` and labels `[B]`."""
-        stimuli, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
-        y = self._scaled(stimuli)
-        return y, y.new_full((len(y),), -1, dtype=torch.int64) if labels is None else labels
-
-    # --- learning ---
-
     def setup(self, stage: str) -> None:
         """Refuses what would silently change the arithmetic or the sums over processes."""
         if self.trainer.precision not in PRECISIONS:
@@ -199,7 +152,10 @@ class IntrinsicPlasticityMixture(LightningModule):
         """The local rules, or EM."""
         if self.rule == "online":
             return CircuitPlasticity(
-                [self.weights, self.mean, self.second_moment, self.prior], lr=self.lr, decay=self.decay
+                [self.weights, self.mean, self.second_moment, self.prior],
+                lr=self.lr,
+                decay=self.decay,
+                shape_update=shapes.check_online(self.shape_update),
             )
         return ExpectationMaximization([self.weights, self.mean, self.shape, self.prior], self.learning)
 
@@ -215,6 +171,8 @@ class IntrinsicPlasticityMixture(LightningModule):
             weight = padding_weight(self.trainer.train_dataloader, len(y), batch_idx, self.device)
             if not self.started:
                 self._start(y)
+            if batch_idx and not self._pass.begun:
+                self._miss_beginning()
             if self.label_counts.shape[1]:
                 self._pass.name(self._joint(y).softmax(1), labels.where(weight > 0, -1))
             if bool(self.dead.any()):
@@ -223,6 +181,18 @@ class IntrinsicPlasticityMixture(LightningModule):
             learn(y, weight)
             if self.trainer.is_last_batch:
                 self._end_pass()
+
+    def _miss_beginning(self) -> None:
+        """A run that goes on inside an epoch without the sums of its first batches."""
+        if self.rule == "em":
+            raise MisconfigurationException(
+                "the checkpoint was saved inside an epoch and lacks the sums of its first batches, since "
+                "several processes wrote it or read it: with rule='em' resume from the end of an epoch"
+            )
+        rank_zero_warn(
+            "resumed inside an epoch without the counts of its first batches: classes are named, and dead "
+            "ones found, from the rest of this epoch"
+        )
 
     def _start(self, y: Tensor) -> None:
         """Starts from the first batch of all processes together, in the order that one process would have."""
@@ -245,10 +215,12 @@ class IntrinsicPlasticityMixture(LightningModule):
         rule.param_groups[0]["learn_prior"] = self.learning.learn_prior and warm
         state = circuit.Circuit(*rule.param_groups[0]["params"])
         intensity = circuit.stage(self.learning.intensity, warm)
-        drive = circuit.drive(y, state, rule.rate, intensity, sample_weight=weight)
+        drive = circuit.drive(
+            y, state, rule.rate, intensity, sample_weight=weight, shape_update=rule.shape_update
+        )
         self._pass.count(drive, y, weight)
         optimizer.step(closure=lambda: over_processes(drive, self._sum))
-        self.shape.copy_(em.moment_shape(self.mean, self.second_moment))
+        self.shape.copy_(shapes.moment_shape(self.mean, self.second_moment))
 
     def _em_step(self, y: Tensor, weight: Tensor) -> None:
         sums = em.e_step(y, self.learned, self.learning.intensity, sample_weight=weight)
@@ -279,6 +251,8 @@ class IntrinsicPlasticityMixture(LightningModule):
             "median_shape": self.learned.shape.median(),
         }
         self.log_dict({f"intrinsic/{name}": value.float() for name, value in numbers.items()})
+        # a run resumed after the last batch begins the next epoch without on_train_epoch_start
+        self._pass = Pass.empty(self.label_counts)
 
     def on_train_epoch_end(self) -> None:
         """Steps a learning-rate scheduler, which Lightning leaves to modules with rules of their own."""
@@ -289,74 +263,38 @@ class IntrinsicPlasticityMixture(LightningModule):
     def _optimizer(self) -> Any:
         return self.optimizers()
 
-    def _sum(self, tensor: Tensor) -> Tensor:
-        total: Any = self.trainer.strategy.reduce(tensor, reduce_op="sum")
-        return total  # type: ignore[no-any-return]
-
     def _gather(self, tensor: Tensor) -> Tensor:
         """Stacks the processes' tensors along a new first dimension."""
         every: Any = self.all_gather(tensor)
         return every if self.trainer.world_size > 1 else every.unsqueeze(0)  # type: ignore[no-any-return]
 
-    # --- scores ---
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Scores a batch."""
-        self._score(batch, batch_idx, self.trainer.val_dataloaders)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Scores a batch."""
-        self._score(batch, batch_idx, self.trainer.test_dataloaders)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs log-likelihood, and accuracy if classes have names."""
-        self._log_scores("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs log-likelihood, and accuracy if classes have names."""
-        self._log_scores("test")
-
-    def on_validation_epoch_start(self) -> None:
-        """Begins new scores."""
-        self.scores = Scores()
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def _score(self, batch: Batch, batch_idx: int, loader: Any) -> None:
-        y, labels = self._batch(batch)
-        weight = padding_weight(loader, len(y), batch_idx, self.device)
-        joint = distribution.log_joint(y, self.learned, self.learning.intensity)
-        named = (
-            naming.label_posterior(joint.softmax(1), self.label_counts) if self.label_counts.any() else None
-        )
-        self.scores.add(joint.logsumexp(1), named, labels, y.double().sum(1), weight)
-
-    def _log_scores(self, stage: str) -> None:
-        for name, value in self.scores.compute(self._sum).items():
-            self.log(f"intrinsic/{stage}_{name}", value.float())
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Class, intensity (posterior mean and MAP), and label if classes have names, of each stimulus."""
-        y, _ = self._batch(batch)
-        posterior = self._joint(y).softmax(1)
-        intensity = distribution.marginal_intensity(y.double().sum(1), posterior, self.learned)
-        found = {"class": posterior.argmax(1), "intensity": intensity.mean, "intensity_map": intensity.map}
-        if self.label_counts.any():
-            found["label"] = naming.label_posterior(posterior, self.label_counts).argmax(1)
-        return found
-
-    # --- state and figures ---
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the trace."""
+        """Adds the trace, and what one process alone has summed up of the epoch."""
         checkpoint["intrinsic_trace"] = self.trace.state_dict()
+        if self.trainer.world_size == 1:
+            checkpoint["intrinsic_pass"] = self._pass.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the trace back."""
+        """Takes them back."""
         self.trace.load_state_dict(checkpoint["intrinsic_trace"])
+        alone = self._trainer is None or self._trainer.world_size == 1
+        if alone and "intrinsic_pass" in checkpoint:
+            self._pass = Pass.of_state(checkpoint["intrinsic_pass"])
 
-    def figures(self) -> Mapping[str, "Figure"]:
-        """Weights as images, intensities over the data's histogram, and both over learning time."""
-        from lightning_plasticity.intrinsic import figures
 
-        return figures.of_module(self)
+def _check(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}")
+
+
+def _shape_rule(shape_update: str | None, rule: str, intensity: str) -> Any:
+    """The rule by which shapes are learned; raises ValueError if another was asked for."""
+    if shape_update is None:
+        return SHAPE_RULES[rule][0]
+    if shape_update not in SHAPE_RULES[rule]:
+        raise ValueError(
+            f"{shape_update=} must be one of {', '.join(SHAPE_RULES[rule])} with rule={rule!r}, or None"
+        )
+    if intensity != "nb":
+        raise ValueError(f"{shape_update=} has no effect with intensity={intensity!r}, which knows no spread")
+    return shape_update

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_plasticity.intrinsic import circuit, em
+from lightning_plasticity.intrinsic import circuit, em, shapes
 from lightning_plasticity.intrinsic.distribution import Parameters
 
 
@@ -21,6 +21,7 @@ class CircuitPlasticity(Optimizer):
         params: weights `[C, D]`, mean, second moment and prior `[C]`, in this order.
         lr: `eps` at the beginning; a torch scheduler may change it.
         decay: stimuli after which the rate has halved, `eps / (1 + t / decay)`; None: 1000 for each class.
+        shape_update: `"moments"` or `"gradient"`; compute the drive with the same setting.
 
     Raises:
         ValueError: if a setting is out of range, or `params` are not four tensors of those shapes.
@@ -35,7 +36,11 @@ class CircuitPlasticity(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = circuit.RATE, decay: float | None = None
+        self,
+        params: Iterable[Tensor],
+        lr: float = circuit.RATE,
+        decay: float | None = None,
+        shape_update: shapes.OnlineRule = "moments",
     ) -> None:
         if not 0 < lr < 1:
             raise ValueError(
@@ -47,6 +52,7 @@ class CircuitPlasticity(Optimizer):
         decay = circuit.DECAY_PER_CLASS * len(tensors[0]) if decay is None else decay
         super().__init__(tensors, {"lr": lr, "decay": decay})
         self.param_groups[0].update(seen=0.0, learn_prior=True)
+        self.shape_update = shapes.check_online(shape_update)
 
     @property
     def rate(self) -> float:
@@ -59,7 +65,8 @@ class CircuitPlasticity(Optimizer):
         """Applies the drive that the closure returns, and returns it."""
         drive, group = _called(closure, circuit.Drive), self.param_groups[0]
         state = circuit.Circuit(*group["params"])
-        _assign(state, circuit.apply_drive(state, drive, self.rate, group["learn_prior"]))
+        changed = circuit.apply_drive(state, drive, self.rate, group["learn_prior"], self.shape_update)
+        _assign(state, changed)
         group["seen"] += float(drive.weight)
         return drive
 

@@ -1,6 +1,6 @@
 """What a LightningModule gathers over one pass through the data, in one process and over all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,6 +58,23 @@ class Pass:
         zero = label_counts.new_zeros(())
         return cls(
             Tally(torch.zeros_like(label_counts), label_counts.new_zeros(len(label_counts)), zero, zero)
+        )
+
+    @property
+    def begun(self) -> bool:
+        """Whether a stimulus has been counted."""
+        return bool(self.tally.weight > 0)
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """Plain lists of tensors, empty ones for what there is not."""
+        return {"tally": list(self.tally), "sums": list(self.sums or ()), "worst": list(self.worst or ())}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Sequence[Tensor]]) -> "Pass":
+        """Inverse of `state_dict`."""
+        sums, worst = state["sums"], tuple(state["worst"])
+        return cls(
+            Tally(*state["tally"]), em.Sums(*sums) if sums else None, (worst[0], worst[1]) if worst else None
         )
 
     def count(self, part: em.Sums | circuit.Drive, y: Tensor, weight: Tensor) -> None:

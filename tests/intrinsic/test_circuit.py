@@ -55,10 +55,12 @@ def test_weights_stay_positive_and_sum_to_one(counts, rate):
     assert all(bool(part.isfinite().all()) for part in found)
 
 
-def test_a_batch_of_one_is_a_single_stimulus(neurons, stimuli):
+@pytest.mark.parametrize("rule", ["moments", "gradient"])
+def test_a_batch_of_one_is_a_single_stimulus(neurons, stimuli, rule):
     for y in stimuli[:20]:
-        single = present(y, neurons, 0.02)
-        batch = apply_drive(neurons, drive(y[None], neurons, 0.02), 0.02)
+        single = present(y, neurons, 0.02, shape_update=rule)
+        total = drive(y[None], neurons, 0.02, shape_update=rule)
+        batch = apply_drive(neurons, total, 0.02, shape_update=rule)
         for one, two in zip(single, batch, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-14)
 
@@ -67,13 +69,15 @@ def change(old, new):
     return torch.cat([(b - a).flatten() for a, b in zip(old, new, strict=True)])
 
 
-def test_a_batch_agrees_with_its_stimuli_one_by_one_to_first_order_in_the_rate(neurons, stimuli):
+@pytest.mark.parametrize("rule", ["moments", "gradient"])
+def test_a_batch_agrees_with_its_stimuli_one_by_one_to_first_order_in_the_rate(neurons, stimuli, rule):
     errors = []
     for rate in (4e-4, 2e-4, 1e-4):
         single = neurons
         for y in stimuli[:50]:
-            single = present(y, single, rate)
-        batch = apply_drive(neurons, drive(stimuli[:50], neurons, rate), rate)
+            single = present(y, single, rate, shape_update=rule)
+        total = drive(stimuli[:50], neurons, rate, shape_update=rule)
+        batch = apply_drive(neurons, total, rate, shape_update=rule)
         errors.append(
             float((change(neurons, single) - change(neurons, batch)).norm() / change(neurons, single).norm())
         )

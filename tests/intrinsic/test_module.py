@@ -4,10 +4,10 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from lightning_plasticity.callbacks.figures import FigureLogger
 from lightning_plasticity.data import IntensityData
@@ -45,10 +45,13 @@ def bumps():
     return data
 
 
-@pytest.mark.parametrize("rule", ["online", "em"])
-def test_it_learns_the_example_as_the_estimator_does(example, stimuli, rule):
-    loader = DataLoader(TensorDataset(stimuli, example.sample(4000)[1]), batch_size=50)
-    model = IntrinsicPlasticityMixture(4, 16, num_labels=4, rule=rule, seed=0)
+@pytest.mark.parametrize(
+    ("rule", "shape_update"), [("online", None), ("em", None), ("online", "gradient"), ("em", "minka")]
+)
+def test_it_learns_the_example_as_the_estimator_does(example, stimuli, rule, shape_update):
+    data = TensorDataset(stimuli, example.sample(4000)[1])
+    loader = DataLoader(data, batch_size=None, sampler=BatchSampler(SequentialSampler(data), 50, False))
+    model = IntrinsicPlasticityMixture(4, 16, num_labels=4, rule=rule, seed=0, shape_update=shape_update)
     run = trainer(max_epochs=15, num_sanity_val_steps=0)
     run.fit(model, loader, loader)
     assert float(run.callback_metrics["intrinsic/val_log_likelihood"]) > example.score(stimuli) * 1.001
@@ -94,6 +97,61 @@ def test_resumed_equals_uninterrupted(tmp_path, rule):
     assert whole.optimizers().optimizer.state_dict() == resumed.optimizers().optimizer.state_dict()
     assert whole.trace.seen == resumed.trace.seen
     assert all(itertools.starmap(torch.equal, zip(whole.trace.mean, resumed.trace.mean, strict=True)))
+
+
+class SaveAt(Callback):
+    """Saves a checkpoint after one batch of one epoch."""
+
+    def __init__(self, path, epoch, batch):
+        self.path, self.at = path, (epoch, batch)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (1, 4), (2, 11), (1, 12)])
+@pytest.mark.parametrize("rule", ["online", "em"])
+def test_resumed_inside_an_epoch_equals_uninterrupted(tmp_path, rule, epoch, batch):
+    """13 batches to an epoch, with a dead class that watches for the worst explained; 12 is the last."""
+
+    def run(*callbacks, **resume):
+        data = IntensityData("digits8x8", batch_size=100, labelled=5)
+        model = IntrinsicPlasticityMixture(12, 64, num_labels=10, rule=rule, warmup_epochs=1)
+        if not resume:
+            model.dead[3] = True
+        fit = trainer(max_epochs=4, callbacks=list(callbacks))
+        fit.fit(model, data, **resume)
+        return model, fit
+
+    path = tmp_path / "inside.ckpt"
+    whole, first_fit = run(SaveAt(path, epoch, batch))
+    resumed, fit = run(ckpt_path=path, weights_only=True)
+    assert fit.global_step == first_fit.global_step
+    for name, value in state(whole).items():
+        assert torch.equal(value, state(resumed)[name]), name
+    assert whole.optimizers().optimizer.state_dict() == resumed.optimizers().optimizer.state_dict()
+    assert whole.trace.seen == resumed.trace.seen
+    assert fit.callback_metrics == first_fit.callback_metrics
+
+
+def test_sums_that_a_checkpoint_lacks_are_missed(tmp_path):
+    """As in one that two processes wrote inside an epoch."""
+    for rule in ("em", "online"):
+        path, data = tmp_path / f"{rule}.ckpt", IntensityData("digits8x8", batch_size=100)
+        model = IntrinsicPlasticityMixture(5, 64, num_labels=10, rule=rule)
+        trainer(max_epochs=2, callbacks=[SaveAt(path, 1, 3)]).fit(model, data)
+        checkpoint = torch.load(path, weights_only=True)
+        del checkpoint["intrinsic_pass"]
+        torch.save(checkpoint, path)
+        again = IntrinsicPlasticityMixture(5, 64, num_labels=10, rule=rule)
+        outcome = (
+            pytest.raises(MisconfigurationException, match="rule='em' resume from the end of an epoch")
+            if rule == "em"
+            else pytest.warns(UserWarning, match="resumed inside an epoch without the counts")
+        )
+        with outcome:
+            trainer(max_epochs=2).fit(again, IntensityData("digits8x8", batch_size=100), ckpt_path=path)
 
 
 @pytest.mark.parametrize("rule", ["online", "em"])
@@ -255,6 +313,9 @@ def test_an_empty_batch_of_stimuli_is_learned_from_as_documented():
         {"num_labels": -1},
         {"image_shape": (2, 3)},
         {"smoothing": -1.0},
+        {"shape_update": "newton"},
+        {"shape_update": "minka", "rule": "em", "intensity": "poisson"},
+        {"shape_update": "gradient", "rule": "em"},
     ],
 )
 def test_settings_out_of_range_are_refused(setting):
