@@ -49,7 +49,7 @@ def ablation(
     Args:
         orders: Class orders; each is a seed of the data and of the model.
         first_order: Where they begin; settings were chosen on orders from 100 on, and on validation images.
-        runs: Trainings: SAFE, crossed, not aligned, no transfer, frozen, joint.
+        runs: Trainings: SAFE, crossed, not aligned, RanPAC, no transfer, frozen, joint.
         sessions: Classes of each session.
         epochs: Epochs of each session.
         dataset: Data, as in ClassIncrementalData.

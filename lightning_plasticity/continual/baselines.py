@@ -41,7 +41,8 @@ RUNS = {
     "SAFE": Run({}),
     "crossed": Run(CROSSED, starts_as="SAFE"),
     "not aligned": Run({"alignment": 0.0}, starts_as="SAFE"),
-    "no transfer": Run({"diagonal": 0.0, "redundancy": 0.0}),
+    "RanPAC": Run({"diagonal": 0.0, "redundancy": 0.0}, adapt="first"),
+    "no transfer": Run({"diagonal": 0.0, "redundancy": 0.0}, starts_as="RanPAC"),
     "frozen": Run({}, adapt="none"),
     "joint": Run({}, joint=True),
 }
@@ -59,7 +60,7 @@ VARIANTS = {
     "with cross-classification, stale": Variant("crossed", {"statistics": "separate"}),
     "no alignment": Variant("not aligned", {}),
     "no transfer loss": Variant("no transfer", {}),
-    "RanPAC": Variant("no transfer", {}, "slow"),
+    "RanPAC": Variant("RanPAC", {}, "slow"),
     "naive sequential": Variant("not aligned", {"statistics": "separate"}, "fast"),
     "frozen + ridge": Variant("frozen", {}, "slow"),
     "nearest class mean": Variant("frozen", {"head": "means"}, "slow"),

@@ -111,7 +111,6 @@ class SAFE(LightningModule):
         adapters = _adapters(backbone, peft_config, weights, image_size, seed)
         width = _width(adapters)
         self.learners = SlowFast(adapters, width, num_classes, self.losses, self.prediction, seed)
-        self.strict_loading = False  # a checkpoint has no backbone; its keys are checked here
         self.record: Record | None = None
         self.plasticity_entropy = torch.tensor(1.0)
         self.begun = self.ended = 0  # sessions
@@ -223,10 +222,8 @@ class SAFE(LightningModule):
             session = data.session_of_epoch(epoch)
             if not self._adapts(session):
                 return 0.0
-            within, length = (
-                epoch - sum(epochs[:session]),
-                self.optimization.schedule_epochs or epochs[session],
-            )
+            within = epoch - sum(epochs[:session])
+            length = self.optimization.schedule_epochs or epochs[session]
             cosine = (1 + math.cos(math.pi * min(within / length, 1.0))) / 2
             return (later if session else 1.0) * cosine
 
@@ -235,14 +232,22 @@ class SAFE(LightningModule):
     def _adapts(self, session: int) -> bool:
         return self.adapt == "all" or (self.adapt == "first" and session == 0)
 
+    def on_train_start(self) -> None:
+        """Takes up a session that a checkpoint was in the middle of."""
+        if self.begun:
+            self._locate(self.begun - 1)
+
+    def _locate(self, session: int) -> None:
+        """Tells the learners which classes are old and which are seen."""
+        classes = sessions.require_sessions(self.trainer).session_classes
+        seen = [1 + max(max(part) for part in classes[: number + 1]) for number in range(session + 1)]
+        self.learners.old, self.learners.seen = (seen[-2] if session else 0), seen[-1]
+
     def on_train_epoch_start(self) -> None:
         """Begins a session with its first epoch."""
         data = sessions.require_sessions(self.trainer)
         session = data.session_of_epoch(self.current_epoch)
-        counts = [
-            1 + max(max(classes) for classes in data.session_classes[:n]) for n in (session or 1, session + 1)
-        ]
-        self.learners.old, self.learners.seen = (counts[0] if session else 0), counts[1]
+        self._locate(session)
         if self.begun <= session:
             optimizer: Any = self.optimizers(use_pl_optimizer=False)
             optimizer.state.clear()  # no momentum from the session before
@@ -256,7 +261,7 @@ class SAFE(LightningModule):
         session = self.begun - 1
         if not self._adapts(session):
             return self._no_loss()
-        with self._own_randomness():
+        with self._own_randomness(batch_idx):
             fast = self.adapters.features(images)
         guide = self._guide(images, batch, session)
         with torch.autocast(images.device.type, enabled=False):
@@ -311,16 +316,15 @@ class SAFE(LightningModule):
         return plain and len(batch) > 2 and self.trainer.world_size == 1
 
     @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        """Dropout from a seed of this step and process, so that a resumed run draws as one without a stop."""
+    def _own_randomness(self, batch_idx: int) -> Iterator[None]:
+        """Dropout from a seed of this batch and process, so that a resumed run draws as one without a stop."""
         dropout = [m for m in self.adapters.modules() if isinstance(m, nn.Dropout) and m.p > 0 and m.training]
         if not dropout:
             yield
             return
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
-            place = (self.current_epoch, step, self.global_rank)
+            place = (self.current_epoch, batch_idx, self.global_rank)
             torch.manual_seed(hash((self.seed, *place)) % 2**63)
             yield
 
@@ -335,8 +339,8 @@ class SAFE(LightningModule):
     def _check_loss(self, loss: Tensor) -> None:
         if not bool(loss.isfinite()):
             raise ValueError(
-                f"the loss is {float(loss.detach())} in session {self.begun}: features are not finite, or the "
-                f"learning rate ({self.optimization.lr}) or a weight ({self.losses}) is too high"
+                f"the loss is {float(loss.detach())} in session {self.begun}: features are not finite, or "
+                f"the learning rate ({self.optimization.lr}) or a weight ({self.losses}) is too high"
             )
 
     def on_train_epoch_end(self) -> None:
@@ -441,6 +445,14 @@ class SAFE(LightningModule):
         self.begun, self.ended = saved["begun"], saved["ended"]
         self.record = None if saved["record"] is None else Record.of(saved["record"])
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Loads a state with or without the backbone, which stays as it is."""
+        own = self.state_dict()
+        kept = {name: own[name] for name in checkpoints.frozen_keys(own)}
+        return super().load_state_dict(kept | dict(state_dict), strict, assign)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes both adapters in peft's format, and heads and statistics in `safe.pt` beside them."""
         self.adapters.save_pretrained(folder)
@@ -502,11 +514,11 @@ def _adapters(
     image_size: int | None,
     seed: int,
 ) -> AdapterPair:
-    if isinstance(backbone, AdapterPair):
-        return backbone
-    net = load_backbone(backbone, weights, image_size) if isinstance(backbone, str) else backbone
+    pair: Any = backbone
+    if not isinstance(backbone, AdapterPair):
+        net = load_backbone(backbone, weights, image_size) if isinstance(backbone, str) else backbone
+        pair = AdapterPair(net, peft_config, seed)
     # Else depthwise convolutions are two to three times slower on a processor
-    pair: Any = AdapterPair(net, peft_config, seed)
     return pair.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 

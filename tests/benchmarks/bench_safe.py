@@ -2,8 +2,8 @@
 
 A training step beside a restatement of the public way: three whole backbones, two forwards of the one that
 is trained, the d x d matrix of the transfer loss, the sum over the batch. The same features, losses,
-batches and memory layout in both. Then the ridge solve at M = 4000 with the search of its penalty beside six LU solves. Ratios
-are medians over paired rounds.
+batches and memory layout in both. Then the ridge solve at M = 4000 with the search of its penalty beside
+six LU solves. Ratios are medians over paired rounds.
 """
 
 import copy

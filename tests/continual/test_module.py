@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_plasticity.continual import SAFE
 from lightning_plasticity.continual.module import AT_ONCE
@@ -236,10 +237,9 @@ def test_a_trainer_set_up_wrongly_is_told_how_to_mend_it(options, message):
 
 
 def test_data_without_sessions_or_with_too_many_classes():
-    from lightning_plasticity.data import ImageData
-
+    loader = DataLoader(TensorDataset(torch.rand(8, 3, 16, 16), torch.zeros(8, dtype=torch.int64)))
     with pytest.raises(MisconfigurationException, match="ClassIncrementalData"):
-        trainer().fit(safe(), ImageData("digits", validation=0.0))
+        trainer().fit(safe(), loader)
     with pytest.raises(MisconfigurationException, match="num_classes=9: the sessions hold 10"):
         trainer().fit(safe(num_classes=9), digits())
 
