@@ -25,7 +25,7 @@ from lightning_plasticity.callbacks.support import (
 from lightning_plasticity.sparsity.checkpoints import stored_masks
 from lightning_plasticity.sparsity.config import Distribution, Scope, SparsityConfig
 from lightning_plasticity.sparsity.maskable import maskable_parameters
-from lightning_plasticity.sparsity.report import SparsityReport
+from lightning_plasticity.sparsity.report import SparsityReport, density_of, numbers_to_log
 from lightning_plasticity.sparsity.schedules import Schedule
 from lightning_plasticity.sparsity.scores import Score
 from lightning_plasticity.sparsity.sparsifier import Sparsifier, Update
@@ -139,8 +139,7 @@ class SparseTraining(Callback):
     @property
     def density(self) -> float:
         """Share of active weights (or filters) among those in reach of masks; 1 before the fit."""
-        sizes = sum(sum(engine.plan.sizes) for _, engine in self._engines)
-        return sum(sum(engine.counts) for _, engine in self._engines) / sizes if sizes else 1.0
+        return density_of([engine for _, engine in self._engines])
 
     @property
     def filter_groups(self) -> list[list[str]]:
@@ -275,27 +274,12 @@ class SparseTraining(Callback):
             mask_averages(trainer, self.masks)
             if self.check_ranks:
                 check_equal_masks(engine for _, engine in self._engines)
-        numbers = self._numbers()
+        numbers = numbers_to_log([engine for _, engine in self._engines], self._fresh)
         for name, value in numbers.items():
             pl_module.log(name, value, prog_bar=name == "sparsity/density")
         if self._fresh:  # loggers hear of every update, not only of those that fall on log_every_n_steps
             log_now(trainer, numbers)
         self._fresh.clear()
-
-    def _numbers(self) -> dict[str, float]:
-        """What is logged: the state, and what the last updates did."""
-        engines = [engine for _, engine in self._engines]
-        numbers = {
-            "sparsity/density": self.density,
-            "sparsity/skipped_updates": float(sum(engine.skipped for engine in engines)),
-        }
-        if self._fresh:
-            for key in ("pruned", "dropped", "grown"):
-                numbers[f"sparsity/{key}"] = float(sum(getattr(update, key) for update in self._fresh))
-            explored = [e for engine in engines if (e := engine.exploration) is not None]
-            if explored:
-                numbers["sparsity/exploration"] = sum(explored) / len(explored)
-        return numbers
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the accuracies for the figure."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from lightning_plasticity.sparsity.flops import Flops, FlopsRecorder
-from lightning_plasticity.sparsity.sparsifier import Sparsifier
+from lightning_plasticity.sparsity.sparsifier import Sparsifier, Update
 from lightning_plasticity.sparsity.training_flops import training_flops
 
 if TYPE_CHECKING:
@@ -120,6 +120,27 @@ class SparsityReport:
             "density_over_run": figures.density_over_run(density, accuracies),
             "density_per_layer": figures.density_per_layer(history[0][1], history[-1][1], sizes),
         }
+
+
+def density_of(engines: Sequence[Sparsifier]) -> float:
+    """Share of active units over the layers of all engines; 1 if there are none."""
+    sizes = sum(sum(engine.plan.sizes) for engine in engines)
+    return sum(sum(engine.counts) for engine in engines) / sizes if sizes else 1.0
+
+
+def numbers_to_log(engines: Sequence[Sparsifier], updates: Sequence[Update]) -> dict[str, float]:
+    """The state, and what the last updates did, under stable keys ``sparsity/...``."""
+    numbers = {
+        "sparsity/density": density_of(engines),
+        "sparsity/skipped_updates": float(sum(engine.skipped for engine in engines)),
+    }
+    if updates:
+        for key in ("pruned", "dropped", "grown"):
+            numbers[f"sparsity/{key}"] = float(sum(getattr(update, key) for update in updates))
+        shares = [(e, sum(engine.plan.sizes)) for engine in engines if (e := engine.exploration) is not None]
+        if shares:
+            numbers["sparsity/exploration"] = sum(e * n for e, n in shares) / sum(n for _, n in shares)
+    return numbers
 
 
 def merged_history(engines: Sequence[Sparsifier]) -> list[tuple[int, dict[str, float]]]:

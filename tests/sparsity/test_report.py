@@ -6,9 +6,15 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from lightning_plasticity.sparsity.config import SparsityConfig
-from lightning_plasticity.sparsity.report import SparsityReport, is_compiled, merged_history
+from lightning_plasticity.sparsity.report import (
+    SparsityReport,
+    density_of,
+    is_compiled,
+    merged_history,
+    numbers_to_log,
+)
 from lightning_plasticity.sparsity.schedules import Cubic
-from lightning_plasticity.sparsity.sparsifier import Sparsifier
+from lightning_plasticity.sparsity.sparsifier import Sparsifier, Update
 
 
 def trained(config, steps=10, names=None):
@@ -133,6 +139,22 @@ def test_histories_of_several_engines_are_merged_step_by_step():
     assert [round(d["0.weight"], 3) for _, d in merged] == [1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
     assert {d["2.weight"] for _, d in merged} == {0.2}
     assert merged_history([]) == []
+
+
+def test_numbers_are_shares_of_all_connections_and_sums_of_the_updates():
+    config = SparsityConfig(0.8, 0.3, 3, grow="random", track_exploration=True)
+    _, one = trained(config, names=["0.weight"])  # 200 weights
+    _, other = trained(SparsityConfig(0.5, 0.3, 3, track_exploration=True), names=["2.weight"])  # 100
+    assert numbers_to_log([one, other], []) == {
+        "sparsity/density": pytest.approx(90 / 300),
+        "sparsity/skipped_updates": 0.0,
+    }
+    updates = [Update(3, pruned=5, dropped=2, grown=2), Update(3, dropped=4, grown=4)]
+    numbers = numbers_to_log([one, other], updates)
+    assert [numbers[f"sparsity/{key}"] for key in ("pruned", "dropped", "grown")] == [5.0, 6.0, 6.0]
+    ever = sum(int(mask.sum()) for engine in (one, other) for mask in engine._ever)
+    assert numbers["sparsity/exploration"] == pytest.approx(ever / 300)
+    assert density_of([]) == 1.0
 
 
 def test_figures_show_the_run():
