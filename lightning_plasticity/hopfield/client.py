@@ -62,7 +62,7 @@ def _survey(
     if config.dp is not None:  # nothing but the number of examples is told without noise
         return _noisy(product, len(examples), memory, config, client) * len(examples)
     known = memory.to(examples.device)
-    spectrum = local_spectrum(examples, basis)
+    spectrum = local_spectrum(examples, basis, product)
     signal = read_signal(examples, spectrum, known, config)
     row[column("gate")], row[column("noise")] = float(signal.gate), spectrum.bulk.noise
     row[column("novelty")], row[column("drive")] = signal.novelty, signal.drive

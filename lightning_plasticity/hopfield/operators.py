@@ -109,20 +109,20 @@ class LocalSpectrum:
     gram: Tensor | None = None
 
 
-def local_spectrum(examples: Tensor, basis: Tensor) -> LocalSpectrum:
+def local_spectrum(examples: Tensor, basis: Tensor, product: Tensor | None = None) -> LocalSpectrum:
     """Spectrum of one client's operator: exact from the smaller Gram matrix, or two passes of a sketch.
 
     Args:
         examples: `X [M, N]` of +-1.
         basis: `Omega [N, s]`, where both sides of `X` exceed `GRAM_LIMIT`.
+        product: `J Omega`, if it is known already.
     """
     m, n = examples.shape
     size = torch.tensor([float(m)])
     most = max(1, min(m, n) // 2)
     if min(m, n) > GRAM_LIMIT:
-        vectors = basis
-        for _ in range(2):
-            vectors, values = nystrom(hebbian_product(examples, vectors), vectors)
+        vectors, _ = nystrom(hebbian_product(examples, basis) if product is None else product, basis)
+        vectors, values = nystrom(hebbian_product(examples, vectors), vectors)
         bulk = find_outliers(values, n, size, most=min(most, max(1, len(values) - 2)))
         return LocalSpectrum(values, vectors[:, : bulk.outliers], bulk, vectors * values.sqrt().to(vectors))
     small = gram(examples)

@@ -22,7 +22,7 @@ REASONS = (  # the code in a table's "rejected" column is the index here
     "message holds NaN or infinity",
     "message is of another round or exchange",
     "message writes into another client's row",
-    "operator is not symmetric and positive, or its trace exceeds the client's share",
+    "operator is not symmetric and positive, or exceeds the client's share; or numbers out of range",
 )
 
 
@@ -85,12 +85,15 @@ def _is_share(
 ) -> bool:
     """Whether a sketch can be that of a Hebbian operator times the client's share."""
     examples = float(row[column("examples")])
-    if not (examples >= 1 and examples == int(examples)) or not 0 <= float(row[column("drive")]) <= 1:
+    shares = [float(row[column(name)]) for name in ("noise", "gate", "novelty", "drive")]
+    if memory.exchange == 0 and not (examples >= 1 and examples == int(examples)):
+        return False
+    if not all(0 <= value <= 1 for value in shares):
         return False
     share = examples if memory.exchange == 0 else float(memory.weights[client_id])
     noise = 0.0
     if config.dp is not None:  # noise is no operator: leave it room, six deviations of its largest value
-        std = config.dp.noise_std(int(examples))
+        std = config.dp.noise_std(int(examples or memory.table[client_id, column("examples")]))
         noise = 6 * std * (memory.neurons**0.5 + sketch.shape[1] ** 0.5)
     core = (basis.T.to(sketch) @ sketch).double() / max(share, 1e-300)
     slack = noise + (1e-8 if sketch.dtype == torch.float64 else 1e-4)

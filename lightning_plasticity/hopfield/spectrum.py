@@ -54,6 +54,8 @@ def marchenko_pastur_edge(
     if not bool(alive.any()):
         return 0.0
     size, t = size.cpu()[alive] / neurons, t[alive]
+    if len(t) == 1:
+        return float(t * (1 + size.sqrt()) ** 2)
     top = t.max()
     low, high = 0.0, 1.0
     for _ in range(5):  # the function is convex: zoom into the neighbourhood of the least value on a grid
@@ -79,6 +81,13 @@ def signal_strength(eigenvalues: Tensor, noise: float, neurons: int, examples: f
     return torch.where(outlier, (middle + root) / 2, math.sqrt(q))
 
 
+def _strength(eigenvalue: float, noise: float, neurons: int, q: float) -> float:
+    """`signal_strength` of one number."""
+    middle = neurons * eigenvalue / max(noise, 1e-12) - 1 - q
+    square = middle * middle - 4 * q
+    return (middle + math.sqrt(square)) / 2 if middle > 0 and square > 0 else math.sqrt(q)
+
+
 def evidence(eigenvalues: Tensor, noise: float, neurons: int, examples: float) -> Tensor:
     """What an eigenvector knows: `E = gamma/(1 - gamma) = (kappa^2 - q)/(q (1 + kappa))`; 0 below edge."""
     kappa, q = signal_strength(eigenvalues, noise, neurons, examples), neurons / examples
@@ -96,11 +105,12 @@ def noise_level(outliers: Tensor, trace: float, neurons: int, examples: float) -
     Fixed point of `s2 = trace - s2 sum_d kappa_d / N`: the noise inside an outlier's direction stays. Taking
     whole eigenvalues overcounts archetypes wherever examples are few.
     """
-    count = len(outliers)
-    s2 = max(float(neurons * (trace - outliers.sum()) / max(neurons - count, 1)), 1e-9)
-    for _ in range(30 if count else 0):
-        strength = float(signal_strength(outliers, s2, neurons, examples).sum())
-        new = max(trace - strength * s2 / neurons, 1e-9)
+    values: list[float] = outliers.tolist()
+    q = neurons / examples
+    s2 = max(neurons * (trace - sum(values)) / max(neurons - len(values), 1), 1e-9)
+    # In plain floats: a tensor of few numbers costs more than its arithmetic.
+    for _ in range(30 if values else 0):
+        new = max(trace - sum(_strength(value, s2, neurons, q) for value in values) * s2 / neurons, 1e-9)
         if abs(new - s2) < 1e-7:
             break
         s2 = (s2 + new) / 2

@@ -98,6 +98,8 @@ def shift(message, kind):
         message["sketch"] = torch.randn(message["sketch"].shape, generator=torch.manual_seed(0)).double()
     elif kind == "other row":
         message["table"][0, column("drive")] = 0.5
+    elif kind == "loud":
+        message["table"][2, column("noise")] = 1e6
     elif kind == "stale":
         message["table"][2, column("stamp")] += 2
     return message
@@ -113,6 +115,7 @@ def shift(message, kind):
         ("huge", "symmetric and positive"),
         ("negative", "symmetric and positive"),
         ("random", "symmetric and positive"),
+        ("loud", "symmetric and positive"),
         ("other row", "another client's row"),
         ("stale", "another round"),
     ],

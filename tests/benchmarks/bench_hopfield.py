@@ -1,0 +1,106 @@
+"""Time the federated memory: ``python tests/benchmarks/bench_hopfield.py [dense] [scale]``.
+
+``dense``: one round at N = 2,000 against the paper's pipeline on the same data (N x N operators, 200
+unlearning steps, layered dynamics), both float64. ``scale``: one round at N = 100,000 with 10,000 examples
+and rank 128, where an N x N operator would take 40 GB; also the largest memory that the process ever had. Run
+it on an idle machine.
+"""
+
+import argparse
+import resource
+import time
+
+import torch
+
+from lightning_plasticity.hopfield import (
+    FederationConfig,
+    Memory,
+    client_step,
+    combine,
+    federate,
+    server_step,
+)
+from lightning_plasticity.hopfield.dense import DenseFederation
+
+
+def make(archetypes, neurons, sizes, quality=0.8, seed=0):
+    """Archetypes and clients' int8 examples, made in slices so that no float copy of all exists."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.where(torch.rand(archetypes, neurons, generator=generator) < 0.5, 1, -1).to(torch.int8)
+    clients = []
+    for size in sizes:
+        x = truth[torch.randint(archetypes, (size,), generator=generator)]
+        for part in torch.split(x, 250):
+            part[torch.rand(part.shape, generator=generator) < (1 - quality) / 2] *= -1
+        clients.append(x)
+    return truth, clients
+
+
+def overlap(found, truth):
+    """Smallest magnetisation."""
+    if not len(found):
+        return 0.0
+    return float((found.float() @ truth.float().T).abs().amax(0).min()) / truth.shape[1]
+
+
+def bench_dense(neurons):
+    """One round of each, same data."""
+    truth, clients = make(6, neurons, [500, 500, 1000, 2000])
+    federate(clients)  # warm up
+    start = time.perf_counter()
+    memory = federate(clients)
+    ours = time.perf_counter() - start
+    dense = DenseFederation(0.5, explicit=True)
+    start = time.perf_counter()
+    dense.round([x.double() for x in clients])
+    theirs = time.perf_counter() - start
+    print(f"N = {neurons:,}, K = 6, 4,000 examples, one round, {torch.get_num_threads()} threads")
+    print(
+        f"  ours   {ours:8.2f} s   K {len(memory.archetypes)}, m >= {overlap(memory.archetypes, truth):.3f}"
+    )
+    print(
+        f"  dense  {theirs:8.2f} s   K {len(dense.archetypes)}, m >= {overlap(dense.archetypes, truth):.3f}"
+    )
+    print(f"  ratio  {theirs / ours:8.0f}", flush=True)
+
+
+def bench_scale(neurons, examples, rank, archetypes=20):
+    """One round, exchange by exchange."""
+    config = FederationConfig(sketch_rank=rank, dtype="float32")
+    truth, clients = make(archetypes, neurons, [examples // 4] * 4)
+    memory, watch = Memory.empty(neurons, config), time.perf_counter
+    seconds, start = {"clients": 0.0, "server": 0.0}, watch()
+    for _ in range(2):
+        begun = watch()
+        sent = {c: client_step(x, memory, config, client_id=c) for c, x in enumerate(clients)}
+        seconds["clients"] += watch() - begun
+        begun = watch()
+        memory = server_step(combine(sent, memory, config), memory, config)
+        seconds["server"] += watch() - begun
+    total, peak = watch() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    flops = (
+        3 * 4 * examples * neurons * rank
+    )  # products with X: two exchanges, one more for a client's own view
+    print(f"N = {neurons:,}, K = {archetypes}, {examples:,} examples, rank {rank}, float32, "
+          f"{torch.get_num_threads()} threads")  # fmt: skip
+    print(f"  one round    {total:6.1f} s   clients {seconds['clients']:.1f}, server {seconds['server']:.1f}")
+    print(f"  arithmetic   {flops / seconds['clients'] / 1e9:6.0f} Gflop/s over the clients' time")
+    print(f"  peak memory  {peak:6.2f} GiB, of which the examples {examples * neurons / 2**30:.2f}")
+    print(
+        f"  found        K {len(memory.archetypes)}, m >= {overlap(memory.archetypes, truth):.4f}", flush=True
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", default=["dense", "scale"])
+    parser.add_argument("--neurons", type=int)
+    parser.add_argument("--examples", type=int, default=10_000)
+    parser.add_argument("--rank", type=int, default=128)
+    options = parser.parse_args()
+    if "dense" in options.parts:
+        bench_dense(options.neurons or 2000)
+    if "scale" in options.parts:
+        bench_scale(options.neurons or 100_000, options.examples, options.rank)
