@@ -17,11 +17,8 @@ def optimizer_steps(trainer: Trainer) -> int | None:
 
     Several optimizers share ``max_steps``, since the trainer's ``global_step`` adds them up.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if len(getattr(callback, "scheduling", None) or {}) > 1:
-            return (
-                None  # GradientAccumulationScheduler: the trainer's estimate holds for its first factor only
-            )
+    if accumulation_changes(trainer):
+        return None  # the trainer's estimate holds for the first factor only
     steps = trainer.estimated_stepping_batches
     if math.isinf(steps) or steps < 0:
         return None
@@ -31,14 +28,18 @@ def optimizer_steps(trainer: Trainer) -> int | None:
 
 
 def epochs_of(trainer: Trainer) -> int | None:
-    """Epochs of the whole run, the last perhaps cut short by ``max_steps``; None if open-ended."""
+    """Epochs of the whole run, the last perhaps cut short by ``max_steps``; None if that cannot be told."""
     limits = [trainer.max_epochs] if trainer.max_epochs is not None and trainer.max_epochs >= 0 else []
     batches = trainer.num_training_batches
-    if trainer.max_steps >= 0 and not math.isinf(batches) and trainer.optimizers:
-        steps = math.ceil(batches / trainer.accumulate_grad_batches)
-        if trainer.lightning_module.automatic_optimization:
-            limits.append(math.ceil(trainer.max_steps / steps))
+    counts_steps = trainer.lightning_module.automatic_optimization and not accumulation_changes(trainer)
+    if trainer.max_steps >= 0 and counts_steps and not math.isinf(batches):
+        limits.append(math.ceil(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches)))
     return min(limits, default=None)
+
+
+def accumulation_changes(trainer: Trainer) -> bool:
+    """Whether a GradientAccumulationScheduler changes the batches of an optimizer step during the run."""
+    return any(len(getattr(callback, "scheduling", None) or {}) > 1 for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def scheduled_steps(trainer: Trainer, config: SparsityConfig, given: int | None, who: str) -> int:

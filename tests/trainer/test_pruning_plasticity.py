@@ -7,6 +7,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -140,6 +141,13 @@ def test_a_branch_may_come_before_the_first_validation():
     measured = run([callback], own_generator=True, **options)
     assert [record["epoch"] for record in callback.records] == [0, 1]
     assert_same(state_of(*plain), state_of(*measured))
+
+
+def test_a_run_whose_accumulation_changes_is_not_said_to_be_too_short():
+    """Eight steps are two epochs at first sight, but five: four steps in the first, one in each later."""
+    callback = PruningPlasticity(rates=[0.5], epochs=[3], continue_epochs=1)
+    run([callback, GradientAccumulationScheduler({0: 1, 1: 4})], epochs=-1, max_steps=8)
+    assert [record["step"] for record in callback.records] == [7]
 
 
 def test_records_say_what_was_measured():
