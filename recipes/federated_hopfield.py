@@ -3,7 +3,7 @@
     python recipes/federated_hopfield.py fit                                     real digits, offline
     python recipes/federated_hopfield.py fit --config recipes/federated_hopfield_synthetic.yaml   known truth
     python recipes/federated_hopfield.py fit --data.kind=my_patterns.npy         any [K, N] of +-1
-    python recipes/federated_hopfield.py fit --model.config.controller=0.5       a fixed plasticity
+    python recipes/federated_hopfield.py fit --model.plasticity=0.5              a fixed plasticity
     python recipes/federated_hopfield.py compare --seeds=10           all plasticity rules, over seeds
 
 Six clients of unequal size and quality see noisy copies of ten binarised digits, each only some of them, and
@@ -49,13 +49,14 @@ class Recipe(PlasticityCLI):
     def after_fit(self):
         """Test, and say what was found."""
         self.trainer.test(self.model, self.datamodule, verbose=False)
-        if self.trainer.is_global_zero and self.model.trace.overlaps:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run and self.model.trace.overlaps:
             self.report(self.trainer.callback_metrics)
 
     def report(self, scores):
         """Print the summary."""
         memory, trace, stream = self.model.memory, self.model.trace, self.datamodule.federation
-        truth, overlaps = stream.archetypes(memory.round - 1), trace.overlap_table()
+        last, overlaps = memory.round - 1, trace.overlap_table()
+        truth = stream.archetypes(last)[stream.seen(last)]
         best, lost, rounds = magnetisation(memory.archetypes, truth), forgetting(overlaps), latency(overlaps)
         print(f"\nafter {memory.round} rounds       {len(memory.archetypes)} archetypes found, not told; "
               f"true: {len(truth)}; spurious: {int(scores['hopfield/test_spurious'])}")  # fmt: skip

@@ -135,7 +135,7 @@ class Exposure:
         old = num_archetypes - self.novel
         limits: Mapping[str, tuple[float, float, float]] = {
             "novel": (self.novel, 0, num_archetypes - 1),
-            "novel_from": (self.novel_from, 1, rounds - 1 if self.novel else torch.inf),
+            "novel_from": (self.novel_from, 1, torch.inf),
             "ramp": (self.ramp, 1, torch.inf),
             "novel_share": (self.novel_share, 0, 1),
             "minor": (self.minor, 0, 1 / max(old, 1)),

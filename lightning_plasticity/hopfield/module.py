@@ -52,6 +52,7 @@ class FederatedHopfield(LightningModule):
         num_features: `N`.
         config: of the federation; also as the mapping that `FederationConfig.to_dict` gives.
         image_shape: height and width of an archetype as an image, for the figures; None: one row.
+        plasticity: of all clients, in place of the controller's; None: the controller's.
 
     Attributes:
         memory: what is known.
@@ -59,7 +60,7 @@ class FederatedHopfield(LightningModule):
         trace: what happened in each round.
 
     Raises:
-        ValueError: if `image_shape` does not fit.
+        ValueError: if `image_shape` does not fit, or `plasticity` is not in [0, 1].
         MisconfigurationException: at the start of a fit, if the strategy is not supported or the data do not
             fit.
 
@@ -74,11 +75,12 @@ class FederatedHopfield(LightningModule):
         num_features: int,
         config: FederationConfig = _CONFIG,
         image_shape: tuple[int, int] | None = None,
+        plasticity: float | None = None,
     ) -> None:
         super().__init__()
         self.config = FederationConfig.from_dict(dict(config)) if isinstance(config, Mapping) else config
-        settings = {"num_features": num_features, "config": self.config.to_dict(), "image_shape": image_shape}
-        self.save_hyperparameters(settings)
+        settings = {"num_features": num_features, "config": self.config.to_dict()}
+        self.save_hyperparameters({**settings, "image_shape": image_shape, "plasticity": plasticity})
         self.automatic_optimization = False
         if image_shape is not None and image_shape[0] * image_shape[1] != num_features:
             raise ValueError(f"image_shape={image_shape} does not have num_features={num_features} pixels")
@@ -87,7 +89,7 @@ class FederatedHopfield(LightningModule):
         # a parameter, as DDP and checkpoint callbacks know no training without one
         self.evidence = nn.Parameter(torch.zeros(self.config.max_archetypes, dtype=torch.float64))
         self.trace = Trace()
-        self._plasticity: float | None = None
+        self.set_plasticity(plasticity)
         self._hosted: dict[int, list[Tensor]] = {}
         self._cues = _Retrieval()
 
@@ -111,8 +113,8 @@ class FederatedHopfield(LightningModule):
             ValueError: if `w` is not in [0, 1].
         """
         if w is not None and not 0 <= w <= 1:
-            raise ValueError(f"w={w} must be in [0, 1], or None for the controller")
-        self._plasticity = None if w is None else float(w)
+            raise ValueError(f"plasticity w={w} must be in [0, 1], or None for the controller")
+        self._plasticity: float | None = None if w is None else float(w)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The memory and the trace, as tensors and plain types."""

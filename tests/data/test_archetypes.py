@@ -203,7 +203,7 @@ def test_archetypes_of_ones_own(tmp_path):
         ("corruption", {"corruption": 0.5}),
         ("seed", {"seed": -1}),
         ("exposure.novel=", {"exposure": Exposure(novel=6)}),
-        ("exposure.novel_from", {"exposure": Exposure(novel=1, novel_from=24)}),
+        ("exposure.novel_from", {"exposure": Exposure(novel=1, novel_from=0)}),
         ("exposure.ramp", {"exposure": Exposure(ramp=0)}),
         ("exposure.minor", {"exposure": Exposure(drift=True, minor=0.5)}),
         ("exposure.movement", {"exposure": Exposure(movement=0.7)}),

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from lightning_plasticity.callbacks.figures import FigureLogger
+from lightning_plasticity.callbacks import EntropyController, FigureLogger
 from lightning_plasticity.data import ArchetypeStream
 from lightning_plasticity.data.federation import Clients, Exposure
 from lightning_plasticity.hopfield import FederatedHopfield, FederationConfig, Memory, federate
@@ -163,6 +163,9 @@ def test_a_given_plasticity_holds_from_the_next_round_on_and_is_saved():
     for bad in (-0.1, 1.1):
         with pytest.raises(ValueError, match="w="):
             learned.set_plasticity(bad)
+        with pytest.raises(ValueError, match="plasticity"):
+            model(plasticity=bad)
+    assert model(plasticity=0.2)._plasticity == 0.2
 
 
 def test_entropy_is_that_of_the_clients_that_took_part():
@@ -324,3 +327,15 @@ def test_what_does_not_fit_is_refused_at_the_start():
         other.load_state_dict(model().state_dict())
     with pytest.raises(ValueError, match="closure"):
         FederationRound([torch.nn.Parameter(torch.zeros(1))]).step()
+
+
+def test_the_entropy_controller_steers_the_federation():
+    controller = EntropyController(signal="module", effect="module", floor=0.2, ceiling=0.8, smoothing=0.0)
+    learned = model()
+    trainer(max_epochs=6, callbacks=[controller]).fit(learned, stream())
+    given = torch.stack(learned.trace.plasticity)[:, :3]
+    entropy = torch.stack(learned.trace.entropy).nanmean(1)
+    assert entropy.max() > 0.01, "round 3 brings a new archetype"
+    assert (given == given[:, :1]).all(), "the same for all clients"
+    for t in range(1, 6):
+        assert float(given[t, 0]) == pytest.approx(0.2 + 0.6 * float(entropy[t - 1]), abs=1e-6)
