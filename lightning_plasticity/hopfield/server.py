@@ -80,7 +80,7 @@ def _remembered(memory: Memory, columns: Tensor) -> Tensor:
 def _finish(total: Mapping[str, Tensor], memory: Memory, config: FederationConfig) -> Memory:
     """After exchange 1: the new operator, its outliers, and what they teach the memory."""
     table, first = total["table"].cpu(), not len(memory.groups)
-    arrived = torch.where(table[:, column("rejected")] == 0, table[:, column("weight")], 0.0)
+    arrived = _arrived(memory, table)
     share = float(arrived.sum())
     ended = replace(
         memory,
@@ -153,6 +153,11 @@ def _late_report(memory: Memory, table: Tensor) -> RoundReport:
     """The report of exchange 0, with the shares that really arrived and the rejections of exchange 1."""
     codes = table[:, column("rejected")]
     late = {int(c): REASONS[int(codes[c])] for c in codes.nonzero().flatten()}
-    arrived = torch.where(codes == 0, table[:, column("weight")], 0.0)
     rejected = {**late, **memory.report.rejected}
-    return replace(memory.report, weights=arrived, rejected=dict(sorted(rejected.items())))
+    return replace(memory.report, weights=_arrived(memory, table), rejected=dict(sorted(rejected.items())))
+
+
+def _arrived(memory: Memory, table: Tensor) -> Tensor:
+    """Shares `[C]` of the clients that answered, as the server gave them, not as they claim."""
+    there = (table[:, column("weight")] > 0) & (table[:, column("rejected")] == 0)
+    return torch.where(there, memory.weights, 0.0)

@@ -2,8 +2,8 @@
 
 ``dense``: one round at N = 2,000 against the paper's pipeline on the same data (N x N operators, 200
 unlearning steps, layered dynamics), both float64. ``scale``: one round at N = 100,000 with 10,000 examples
-and rank 128, where an N x N operator would take 40 GB; also the largest memory that the process ever had. Run
-it on an idle machine.
+and rank 128, where an N x N operator would take 40 GB; also the largest memory that the process ever had.
+Wall seconds need an idle machine; processor seconds (of all threads) stand beside them for a busy one.
 """
 
 import argparse
@@ -43,51 +43,60 @@ def overlap(found, truth):
     return float((found.float() @ truth.float().T).abs().amax(0).min()) / truth.shape[1]
 
 
+def clocks():
+    """Wall and processor seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(start):
+    """Both, from then on."""
+    return [now - then for now, then in zip(clocks(), start, strict=True)]
+
+
+def tell(name, seconds, more=""):
+    """One line."""
+    print(f"  {name:10} {seconds[0]:8.2f} s wall, {seconds[1]:8.2f} s processor   {more}", flush=True)
+
+
 def bench_dense(neurons):
     """One round of each, same data."""
     truth, clients = make(6, neurons, [500, 500, 1000, 2000])
-    federate(clients)  # warm up
-    start = time.perf_counter()
-    memory = federate(clients)
-    ours = time.perf_counter() - start
-    dense = DenseFederation(0.5, explicit=True)
-    start = time.perf_counter()
-    dense.round([x.double() for x in clients])
-    theirs = time.perf_counter() - start
     print(f"N = {neurons:,}, K = 6, 4,000 examples, one round, {torch.get_num_threads()} threads")
-    print(
-        f"  ours   {ours:8.2f} s   K {len(memory.archetypes)}, m >= {overlap(memory.archetypes, truth):.3f}"
-    )
-    print(
-        f"  dense  {theirs:8.2f} s   K {len(dense.archetypes)}, m >= {overlap(dense.archetypes, truth):.3f}"
-    )
-    print(f"  ratio  {theirs / ours:8.0f}", flush=True)
+    federate(clients)  # warm up
+    start = clocks()
+    memory = federate(clients)
+    ours = since(start)
+    tell("ours", ours, f"K {len(memory.archetypes)}, m >= {overlap(memory.archetypes, truth):.3f}")
+    dense = DenseFederation(0.5, explicit=True)
+    start = clocks()
+    dense.round([x.double() for x in clients])
+    theirs = since(start)
+    tell("dense", theirs, f"K {len(dense.archetypes)}, m >= {overlap(dense.archetypes, truth):.3f}")
+    print(f"  ratio      {theirs[0] / ours[0]:8.0f}        {theirs[1] / ours[1]:8.0f}", flush=True)
 
 
 def bench_scale(neurons, examples, rank, archetypes=20):
     """One round, exchange by exchange."""
     config = FederationConfig(sketch_rank=rank, dtype="float32")
     truth, clients = make(archetypes, neurons, [examples // 4] * 4)
-    memory, watch = Memory.empty(neurons, config), time.perf_counter
-    seconds, start = {"clients": 0.0, "server": 0.0}, watch()
-    for _ in range(2):
-        begun = watch()
-        sent = {c: client_step(x, memory, config, client_id=c) for c, x in enumerate(clients)}
-        seconds["clients"] += watch() - begun
-        begun = watch()
-        memory = server_step(combine(sent, memory, config), memory, config)
-        seconds["server"] += watch() - begun
-    total, peak = watch() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    flops = (
-        3 * 4 * examples * neurons * rank
-    )  # products with X: two exchanges, one more for a client's own view
     print(f"N = {neurons:,}, K = {archetypes}, {examples:,} examples, rank {rank}, float32, "
           f"{torch.get_num_threads()} threads")  # fmt: skip
-    print(f"  one round    {total:6.1f} s   clients {seconds['clients']:.1f}, server {seconds['server']:.1f}")
-    print(f"  arithmetic   {flops / seconds['clients'] / 1e9:6.0f} Gflop/s over the clients' time")
-    print(f"  peak memory  {peak:6.2f} GiB, of which the examples {examples * neurons / 2**30:.2f}")
+    memory, processor, start = Memory.empty(neurons, config), 0.0, clocks()
+    for exchange in range(2):
+        begun = clocks()
+        sent = {c: client_step(x, memory, config, client_id=c) for c, x in enumerate(clients)}
+        tell(f"clients {exchange}", since(begun))
+        processor += since(begun)[1]
+        begun = clocks()
+        memory = server_step(combine(sent, memory, config), memory, config)
+        tell(f"server {exchange}", since(begun))
+    tell("one round", since(start))
+    flops = 3 * 4 * examples * neurons * rank  # products with X: two exchanges, one for a client's own view
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"  arithmetic {flops / processor / 1e9:8.0f} Gflop a processor second of clients")
+    print(f"  memory     {peak:8.2f} GiB at most, of which the examples {examples * neurons / 2**30:.2f}")
     print(
-        f"  found        K {len(memory.archetypes)}, m >= {overlap(memory.archetypes, truth):.4f}", flush=True
+        f"  found      K {len(memory.archetypes)}, m >= {overlap(memory.archetypes, truth):.4f}", flush=True
     )
 
 

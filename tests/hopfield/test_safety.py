@@ -167,6 +167,23 @@ def test_a_liar_about_its_size_gains_no_more(world):
     assert float(memory.weights[4]) == pytest.approx(10 / 14)
 
 
+def test_a_claimed_share_does_not_count(world):
+    """A client that claims all of the operator in exchange 1 does not wipe out what was there."""
+    truth, clients = honest(world)
+    memory = federate(clients, None, CONFIG)
+    memory = federate([truth.examples(60) for _ in range(3)], memory, CONFIG)
+    batch = [truth.examples(60) for _ in range(3)]
+    results = []
+    for claim in (None, 50.0):
+        state = server_step(combine(messages(batch, memory), memory, CONFIG), memory, CONFIG)
+        sent = messages(batch, state)
+        if claim:
+            sent[1]["table"][1, column("weight")] = claim
+        results.append(server_step(combine(sent, state, CONFIG), state, CONFIG))
+    assert torch.equal(results[0].eigenvalues, results[1].eigenvalues)
+    assert torch.equal(results[0].report.weights, results[1].report.weights)
+
+
 def test_a_noise_client_has_no_say(world):
     truth = world(3, 400)
     memory = None
