@@ -9,9 +9,9 @@
     python recipes/hippocampus.py compare --seeds=10            presets, ablations and baselines
 
 Somas of two layers are driven by basal dendrites in one half of each theta cycle, by apical ones in the
-other; every dendrite learns to predict its soma by a local rule. On the track MEC becomes a ring attractor that
-velocity moves, so that place can be followed with the light off. The fit ends with the error over time in the
-dark, and figures in the run's folder. Everything is simulated here; nothing is downloaded.
+other; every dendrite learns to predict its soma by a local rule. On the track MEC becomes a ring attractor
+that velocity moves, so that place can be followed with the light off. The fit ends with the error over time
+in the dark, and figures in the run's folder. Everything is simulated here; nothing is downloaded.
 """
 
 import torch

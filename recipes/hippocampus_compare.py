@@ -163,13 +163,17 @@ def compare_transfer(seeds, first_seed, folder):
     write(table, folder / "transfer.csv")
 
 
-def compare_latents(seeds, first_seed, folder, minutes=30, seconds=600.0):
+def compare_latents(seeds, first_seed, folder, minutes=30, repeats=10):
     """The latent task, beside autoencoders of its size, trained by backpropagation on the same stream."""
     model = HippocampalFormation("latents", models=seeds, seed=first_seed)
     fit(model, LatentData(minutes, seed=first_seed, models=seeds))
-    minute, long = wake_and_sleep(model), wake_and_sleep(model, seconds)
+    found = [wake_and_sleep(model, seed=seed) for seed in range(repeats)]
+    minute = found[0]
+    asleep = torch.stack([one.autocorrelation_correlation for one in found])
     print(f"\nlatents, a minute awake and one asleep\n{report.latent_summary(minute)}")
-    print(f"\nlatents, {seconds / 60:g} minutes of each\n{report.latent_summary(long)}", flush=True)
+    print(f"prediction error, HPC {report.mean_and_spread(model.error[:, 0])}")
+    print(f"prediction error, MEC {report.mean_and_spread(model.error[:, 1])}")
+    print(f"autocorrelation, mean of {repeats} minutes {report.mean_and_spread(asleep.mean(0))}", flush=True)
     steps, own = round(minutes * 60 / model.settings.dt), model.seeds
     stream = Signals(own, 1, model.settings.latents, steps, model.settings.dt, 1.0).take(steps)
     unseen = Signals([seed + 10**6 for seed in own], 1, 5, 24_000, model.settings.dt, 1.0).take(24_000)
@@ -179,10 +183,11 @@ def compare_latents(seeds, first_seed, folder, minutes=30, seconds=600.0):
         nets = [Autoencoder(variational=variational, seed=seed) for variational in (False, True)]
         scores = [net.fit(train[:, index], seed=seed).r2(test[:, index]) for net in nets]
         table.append({
-            "seed": seed, "r2_prediction": f"{long.r2_prediction[index]:.4f}",
-            "r2_features": f"{long.r2_features[index]:.4f}",
-            "autocorrelation_1min": f"{minute.autocorrelation_correlation[index]:.4f}",
-            "autocorrelation_10min": f"{long.autocorrelation_correlation[index]:.4f}",
+            "seed": seed, "r2_prediction": f"{minute.r2_prediction[index]:.4f}",
+            "r2_features": f"{minute.r2_features[index]:.4f}",
+            "autocorrelation": f"{minute.autocorrelation_correlation[index]:.4f}",
+            "autocorrelation_mean": f"{asleep[:, index].mean():.4f}",
+            "std_asleep": f"{minute.std[index, 0]:.3f}", "std_features": f"{minute.std[index, 1]:.3f}",
             "r2_autoencoder": f"{scores[0]:.4f}", "r2_vae": f"{scores[1]:.4f}",
         })  # fmt: skip
     for name in ("r2_autoencoder", "r2_vae"):

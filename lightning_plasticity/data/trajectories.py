@@ -19,6 +19,8 @@ from lightning_plasticity.data.splits import generator_for
 Source = Literal["walk", "sargolini"]
 Chunk = dict[str, Tensor]
 
+_BLOCK = 400  # steps of a walk that are drawn at once: the cost of each grows with it
+
 
 class Walker:
     """Animals whose velocity is an Ornstein-Uhlenbeck process, on a circle (ratinabox's 1-D motion).
@@ -64,26 +66,28 @@ class Walker:
             `position` after each step, `velocity` that led there, and `coming` velocity of the step after,
             `[steps, M, B]` each, float32.
         """
-        velocity = self._velocities(steps)
+        velocity = self.velocity.unsqueeze(0)
+        for block in range(0, steps, _BLOCK):
+            velocity = torch.cat([velocity, self._velocities(velocity[-1], min(_BLOCK, steps - block))])
         travelled = self.position + self.dt * velocity[:-1].cumsum(0)
         position = travelled % self.circumference
         self.position, self.velocity = position[-1].clone(), velocity[-1].clone()
         parts = {"position": position, "velocity": velocity[:-1], "coming": velocity[1:]}
         return {name: part.float() for name, part in parts.items()}
 
-    def _velocities(self, steps: int) -> Tensor:
-        """Velocities of this step and the `steps` after it `[steps + 1, M, B]`, all at once."""
+    def _velocities(self, velocity: Tensor, steps: int) -> Tensor:
+        """Velocities of the `steps` after one `[steps, M, B]`, all at once."""
         rate = self.dt / self.coherence
         size = (steps, self.agents)
         drawn = [torch.randn(size, generator=g, dtype=torch.float64) for g in self._generators]
         jumps = torch.stack(drawn, 1) * (self.std * math.sqrt(2 * rate))
-        # v_t - mean = (1 - rate)^t (v_0 - mean) + sum_s (1 - rate)^(t - 1 - s) jump_s
+        # v_t - mean = (1 - rate)^t (v_0 - mean) + sum_{s < t} (1 - rate)^(t - 1 - s) jump_s
         powers = (1 - rate) ** torch.arange(steps + 1, dtype=torch.float64)
-        lag = torch.arange(steps + 1).unsqueeze(1) - 1 - torch.arange(steps)
+        lag = torch.arange(steps).unsqueeze(1) - torch.arange(steps)
         kernel = torch.where(lag >= 0, powers[lag.clamp_min(0)], 0.0)
-        driven = torch.tensordot(kernel, jumps, 1)
-        velocity: Tensor = self.mean + powers.view(-1, 1, 1) * (self.velocity - self.mean) + driven
-        return velocity
+        after: Tensor = self.mean + powers[1:].view(-1, 1, 1) * (velocity - self.mean)
+        after += torch.tensordot(kernel, jumps, 1)
+        return after
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a walk goes on from."""

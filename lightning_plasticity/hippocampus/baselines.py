@@ -82,7 +82,7 @@ class Autoencoder(nn.Module):
         bound: Tensor = ((rebuilt - features).square().sum(1) / (2 * 0.1) + divergence).mean()
         return bound
 
-    def fit(self, features: Tensor, lr: float = 1e-3, batch: int = 100, seed: int = 0) -> "Autoencoder":
+    def fit(self, features: Tensor, lr: float = 3e-3, batch: int = 20, seed: int = 0) -> "Autoencoder":
         """One pass over a stream of features `[T, n_p]` in its order, by backpropagation and Adam."""
         optimizer = torch.optim.Adam(self.parameters(), lr=lr)
         generator = generator_for(seed, stream=12)

@@ -73,7 +73,7 @@ def make_environment(settings: Settings, seeds: list[int]) -> Environment:
     """Draws the environment of every model from its own seed."""
     if settings.task == "latents":
         size = (settings.hpc, settings.latents)
-        mixes = [torch.randn(size, generator=generator_for(seed, stream=2)) for seed in seeds]
+        mixes = [torch.randn(size, generator=generator_for(seed, stream=2), dtype=torch.float32) for seed in seeds]
         return LatentMixing(torch.stack(mixes) / settings.latents**0.5)
     centres = [field_centres(settings, generator_for(seed, stream=2)) for seed in seeds]
     return PlaceFields(torch.stack(centres), settings.field_width, settings.circumference)
@@ -88,8 +88,9 @@ def field_centres(settings: Settings, generator: torch.Generator, shuffle: bool 
         shuffle: which is what a new room does to place cells.
     """
     count = settings.hpc
-    jitter = (2 * torch.rand(count, generator=generator) - 1) * settings.field_jitter
-    centres = (torch.arange(count) + 0.5 + jitter) / count * settings.circumference
+    drawn = torch.rand(count, generator=generator, dtype=torch.float32)
+    jitter = (2 * drawn - 1) * settings.field_jitter
+    centres = (torch.arange(count, dtype=torch.float32) + 0.5 + jitter) / count * settings.circumference
     return centres[torch.randperm(count, generator=generator)] if shuffle else centres
 
 
@@ -107,8 +108,8 @@ def _weights(settings: Settings, generator: torch.Generator) -> dict[str, Tensor
     for name, (cells, columns) in settings.shapes().items():
         inputs = {"hpc_apical": settings.mec, "mec_basal": settings.hpc}.get(name, settings.mec)
         fan_in = settings.conjunctive if name in ("mec_right", "mec_left") else inputs
-        weight = torch.zeros(cells, columns)
-        drawn = torch.randn(cells, inputs, generator=generator) * settings.initial.get(name, 0.0)
+        weight = torch.zeros(cells, columns, dtype=torch.float32)
+        drawn = torch.randn(cells, inputs, generator=generator, dtype=torch.float32) * settings.initial.get(name, 0.0)
         weight[:, :inputs] = drawn / fan_in**0.5
         weights[name] = weight
     if settings.basal_gain is not None:

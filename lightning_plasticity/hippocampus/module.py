@@ -226,7 +226,8 @@ class HippocampalFormation(Checkpoints, LightningModule):
     def draw_noise(self, steps: int, agents: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Standard normal numbers of all dendrites `[steps, M, 2 n_p + 2 n_g, agents]`."""
         size = (steps, 2 * (self.settings.hpc + self.settings.mec), agents)
-        drawn = [torch.randn(size, generator=generator) for generator in generators]
+        # float32 whatever the precision, whose numbers would be others
+        drawn = [torch.randn(size, generator=generator, dtype=torch.float32) for generator in generators]
         return torch.stack(drawn, 1).to(self.state.p)
 
     def run(

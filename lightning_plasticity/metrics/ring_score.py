@@ -44,7 +44,7 @@ def ring_score(recurrent: Tensor, right: Tensor, left: Tensor) -> dict[str, Tens
     near = positive[middle - reach : middle + reach + 1].sum() / positive.sum().clamp_min(1e-12)
     both = torch.stack([aligned_profile(right), aligned_profile(left)])
     mirrored = both[:, (2 * middle - torch.arange(len(profile), device=both.device)) % len(profile)]
-    opposite = -torch.corrcoef(both - mirrored)[0, 1]
+    opposite = -torch.corrcoef(both - mirrored)[0, 1].nan_to_num()  # maps that were cut push nowhere
     return {"centre_mass": near, "antisymmetry": opposite, "score": near * opposite.clamp_min(0.0)}
 
 
