@@ -232,28 +232,44 @@ class SAFE(LightningModule):
     def _adapts(self, session: int) -> bool:
         return self.adapt == "all" or (self.adapt == "first" and session == 0)
 
-    def on_train_start(self) -> None:
-        """Takes up a session that a checkpoint was in the middle of."""
-        if self.begun:
-            self._locate(self.begun - 1)
-
-    def _locate(self, session: int) -> None:
-        """Tells the learners which classes are old and which are seen."""
-        classes = sessions.require_sessions(self.trainer).session_classes
-        seen = [1 + max(max(part) for part in classes[: number + 1]) for number in range(session + 1)]
-        self.learners.old, self.learners.seen = (seen[-2] if session else 0), seen[-1]
-
     def on_train_epoch_start(self) -> None:
         """Begins a session with its first epoch."""
+        self._take_up()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Takes up a session that a checkpoint was in: Lightning leaves out `on_train_epoch_start` then."""
+        if batch_idx == 0 or not self.learners.seen:
+            self._take_up()
+
+    def _take_up(self) -> None:
+        """Ends the session before if it is not yet, and begins the one of the current epoch likewise."""
         data = sessions.require_sessions(self.trainer)
         session = data.session_of_epoch(self.current_epoch)
-        self._locate(session)
+        if self.ended < session:  # resumed after the last batch of a session, whose end Lightning leaves out
+            self._locate(session - 1, data)
+            self._end_session(session - 1)
+        self._locate(session, data)
         if self.begun <= session:
-            optimizer: Any = self.optimizers(use_pl_optimizer=False)
-            optimizer.state.clear()  # no momentum from the session before
+            self._restart_optimizer()
             with self._precision():
                 self.learners.begin(self._session_images(session), self._processes())
             self.begun = session + 1
+
+    def _locate(self, session: int, data: sessions.Sessions) -> None:
+        """Tells the learners which classes are old and which are seen."""
+        seen = [1 + max(max(part) for part in data.session_classes[: n + 1]) for n in range(session + 1)]
+        self.learners.old, self.learners.seen = (seen[-2] if session else 0), seen[-1]
+
+    def _restart_optimizer(self) -> None:
+        """Empties the momentum, and puts the schedule to this epoch whatever a resumed run has counted."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        scheduler: Any = self.lr_schedulers()
+        optimizer.state.clear()
+        scheduler.last_epoch = self.current_epoch
+        for group, base, factor in zip(
+            optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(self.current_epoch)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch of the current session."""
@@ -317,7 +333,7 @@ class SAFE(LightningModule):
 
     @contextmanager
     def _own_randomness(self, batch_idx: int) -> Iterator[None]:
-        """Dropout from a seed of this batch and process, so that a resumed run draws as one without a stop."""
+        """Dropout from a seed of this batch and process: a resumed run draws as one without a stop."""
         dropout = [m for m in self.adapters.modules() if isinstance(m, nn.Dropout) and m.p > 0 and m.training]
         if not dropout:
             yield
@@ -344,18 +360,19 @@ class SAFE(LightningModule):
             )
 
     def on_train_epoch_end(self) -> None:
-        """Ends a session with its last epoch: hand-over, statistics, heads, evaluation."""
-        data = sessions.require_sessions(self.trainer)
-        session = self.begun - 1
-        if self.ended > session or self.current_epoch + 1 < sum(data.epochs_per_session[: session + 1]):
-            return
+        """Ends a session with its last epoch."""
+        epochs, session = sessions.require_sessions(self.trainer).epochs_per_session, self.begun - 1
+        if self.ended == session and self.current_epoch + 1 >= sum(epochs[: session + 1]):
+            self._end_session(session)
+
+    def _end_session(self, session: int) -> None:
+        """Hand-over after the first, statistics, heads, evaluation."""
         if session == 0:
             self.learners.hand_over()
         with self._precision():
             batches = self._session_images(session)
             self.learners.consolidate(batches, self._processes(), self._both(session), session)
-            for name in ("slow_ridge", "fast_ridge"):
-                head = getattr(self.learners, name)
+            for head in (self.learners.slow_ridge, self.learners.fast_ridge):
                 head.weight.copy_(self.trainer.strategy.broadcast(head.weight))
             self.ended, self._cache = session + 1, None
             self._evaluate_all(session)

@@ -37,7 +37,7 @@ def run_two(folder, backbone):
                 subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
             )
     try:
-        codes = [process.wait(240) for process in processes]
+        codes = [process.wait(500) for process in processes]
     finally:
         for process in processes:
             process.kill()

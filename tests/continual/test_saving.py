@@ -7,6 +7,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_plasticity.continual import SAFE
+from lightning_plasticity.data import ClassIncrementalData
 from tests.continual.nets import BACKBONES, conv_net, digits, fitted, safe, tensors, vit
 
 pytestmark = [
@@ -71,24 +72,23 @@ def test_resume_at_the_end_of_any_epoch(tmp_path, backbone):
         assert_identical(everything(model, run), expected)
 
 
-def test_resume_inside_an_epoch(tmp_path):
-    """The order of data starts anew then, so that all batches are alike here."""
+def alike():
+    """Two sessions of two equal batches: the order of data starts anew where a run goes on in an epoch."""
+    one = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    both = one.repeat_interleave(64, 0), torch.arange(2).repeat_interleave(64)
+    return ClassIncrementalData(
+        (both, both), sessions=2, epochs_per_session=1, batch_size=32, image_size=16, validation=0.0
+    )
 
-    def alike():
-        images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-        labels = torch.arange(8) % 2
-        pairs = [(images.repeat(4, 1, 1, 1), labels.repeat(4) + 2 * s) for s in range(2)]
-        both = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-        from lightning_plasticity.data import ClassIncrementalData
 
-        return ClassIncrementalData(
-            (both, both), sessions=2, epochs_per_session=1, batch_size=32, image_size=16, validation=0.0
-        )
-
-    whole = safe(num_classes=4)
-    expected = everything(whole, fitted(whole, alike(), [SaveAt(tmp_path, (1,))]))
-    model = safe(num_classes=4)
-    assert_identical(everything(model, fitted(model, alike(), ckpt_path=tmp_path / "step1.ckpt")), expected)
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resume_inside_an_epoch(tmp_path, stop):
+    """In the middle of a session, and after its last batch but before its end."""
+    whole = safe(num_classes=2)
+    expected = everything(whole, fitted(whole, alike(), [SaveAt(tmp_path, (stop,))]))
+    model = safe(num_classes=2)
+    run = fitted(model, alike(), ckpt_path=tmp_path / f"step{stop}.ckpt")
+    assert_identical(everything(model, run), expected)
 
 
 def test_a_checkpoint_without_the_backbone(tmp_path):
