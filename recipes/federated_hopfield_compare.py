@@ -34,7 +34,7 @@ def compare(
 
     Args:
         seeds: Streams; a seed changes examples, absences, noise, and archetypes if they are synthetic.
-        first_seed: Where seeds begin; the defaults of recipe and method were chosen on 0 to 4.
+        first_seed: Where seeds begin; the recipe was settled on seed 0.
         rules: Controllers, as in FederationConfig.
         settings: YAML with further `data` and `trainer.max_epochs`, as for `fit --config`.
         output: Folder for results.csv.
