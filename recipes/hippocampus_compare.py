@@ -117,7 +117,9 @@ def compare_tracks(group, rows, seeds, first_seed, seconds, tests, folder):
         write(table, folder / f"{group}.csv")
     print("\n" + report.dark_table(errors, model.settings.dt) + "\n", flush=True)
     curves = {name: error.mean(1) for name, error in errors.items() if "noise" not in name}
-    save_figure(figures.darkness_figure(curves, model.settings.dt, group), folder / f"{group}.png")
+    save_figure(
+        figures.darkness_figure(curves, model.settings.dt, f"In the dark: {group}"), folder / f"{group}.png"
+    )
     if bumps:
         save_figure(figures.bump_speed_figure(SPEEDS, bumps), folder / "bump_speed.png")
 

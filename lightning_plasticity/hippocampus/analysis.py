@@ -110,7 +110,7 @@ def walk_into_the_dark(
         tests: walks, the same for every model.
         seed: of walks, noise and the decoder.
         noise: whether dendrites are noisy.
-        spin_up: seconds in the light.
+        spin_up: seconds in the light, to the nearest whole theta cycle.
         decoder: None: `fit_decoder` makes one.
         speed_mean: m/s.
         speed_std: m/s.
@@ -129,16 +129,17 @@ def walk_into_the_dark(
     )  # fmt: skip
     generators = [generator_for(seed * 1009 + own, stream=8) for own in model.seeds]
 
-    def walk(state: State, gate: Gate, duration: float) -> tuple[State, Tensor, Tensor]:
-        steps = round(duration / model.settings.dt / model.gate.cycle) * model.gate.cycle
-        chunk = walker.take(max(steps, model.gate.cycle))
-        numbers = model.draw_noise(len(chunk["position"]), tests, generators) if noise else None
+    def walk(state: State, gate: Gate, steps: int) -> tuple[State, Tensor, Tensor]:
+        chunk = walker.take(steps)
+        numbers = model.draw_noise(steps, tests, generators) if noise else None
         state, trace = model.run(chunk, state, gate, numbers)
         decoded = decoder(trace.p)
         return state, decoded, chunk["position"].to(decoded).expand_as(decoded)
 
-    state, *light = walk(_rest(model, tests), model.gate, spin_up)
-    _, decoded, true = walk(state, model.gate.with_mode("sleep"), seconds)
+    cycles = max(1, round(spin_up / model.settings.dt / model.gate.cycle))
+    state, *light = walk(_rest(model, tests), model.gate, cycles * model.gate.cycle)
+    steps = max(1, round(seconds / model.settings.dt))
+    _, decoded, true = walk(state, model.gate.with_mode("sleep"), steps)
     error = circular_distance(decoded, true, model.settings.circumference)
     return Darkness(*(part.permute(1, 2, 0).contiguous() for part in (decoded, true, error, *light)))
 
@@ -150,7 +151,7 @@ def dark_tracking_error(
 
     Args:
         model: on a track; it is left as it is.
-        seconds: in the dark, to the nearest whole theta cycle.
+        seconds: in the dark.
         tests: walks.
         seed: of walks, noise and the decoder.
         noise: whether dendrites are noisy during the tests.

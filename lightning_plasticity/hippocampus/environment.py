@@ -73,7 +73,9 @@ def make_environment(settings: Settings, seeds: list[int]) -> Environment:
     """Draws the environment of every model from its own seed."""
     if settings.task == "latents":
         size = (settings.hpc, settings.latents)
-        mixes = [torch.randn(size, generator=generator_for(seed, stream=2), dtype=torch.float32) for seed in seeds]
+        mixes = [
+            torch.randn(size, generator=generator_for(seed, stream=2), dtype=torch.float32) for seed in seeds
+        ]
         return LatentMixing(torch.stack(mixes) / settings.latents**0.5)
     centres = [field_centres(settings, generator_for(seed, stream=2)) for seed in seeds]
     return PlaceFields(torch.stack(centres), settings.field_width, settings.circumference)
@@ -109,7 +111,9 @@ def _weights(settings: Settings, generator: torch.Generator) -> dict[str, Tensor
         inputs = {"hpc_apical": settings.mec, "mec_basal": settings.hpc}.get(name, settings.mec)
         fan_in = settings.conjunctive if name in ("mec_right", "mec_left") else inputs
         weight = torch.zeros(cells, columns, dtype=torch.float32)
-        drawn = torch.randn(cells, inputs, generator=generator, dtype=torch.float32) * settings.initial.get(name, 0.0)
+        drawn = torch.randn(cells, inputs, generator=generator, dtype=torch.float32) * settings.initial.get(
+            name, 0.0
+        )
         weight[:, :inputs] = drawn / fan_in**0.5
         weights[name] = weight
     if settings.basal_gain is not None:

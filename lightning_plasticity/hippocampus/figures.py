@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_plasticity.figures import BLUE, GREY, ORANGE, VERMILLION, colors, new_figure, plot_spread
+from lightning_plasticity.figures import (
+    BLUE,
+    GREY,
+    OKABE_ITO,
+    ORANGE,
+    VERMILLION,
+    colors,
+    new_figure,
+    plot_spread,
+)
 from lightning_plasticity.metrics.ring_score import aligned_profile
 
 if TYPE_CHECKING:
@@ -67,7 +76,7 @@ def rates_figure(module: "HippocampalFormation", seconds: float = 2.0) -> "Figur
     )
     extent = (0.0, steps * dt)
     for axes, name, label in zip(figure.axes, ("p", "g"), ("HPC cell", "MEC cell"), strict=False):
-        rates = last[name][-steps:].T
+        rates = last[name][-steps:].T.numpy()
         image = axes.imshow(
             rates,
             aspect="auto",
@@ -80,8 +89,8 @@ def rates_figure(module: "HippocampalFormation", seconds: float = 2.0) -> "Figur
         axes.grid(False)
         figure.colorbar(image, ax=axes, label="rate")
     axes = figure.axes[2]
-    sleep = module.gate.fractions(module.state.step - steps, steps)
-    time = torch.arange(steps) * dt
+    sleep = module.gate.fractions(module.state.step - steps, steps).numpy()
+    time = (torch.arange(steps) * dt).numpy()
     axes.step(time, sleep[:, 0], where="post", label="HPC")
     axes.step(time, sleep[:, 1], where="post", linestyle=":", label="MEC")
     axes.set_yticks([0, 1], ["wake", "sleep"])
@@ -101,8 +110,8 @@ def ring_figure(module: "HippocampalFormation", index: int = 0) -> "Figure":
         2, 3, title=f"Ring among {len(ring.recurrent)} live MEC cells, sorted along the track", height=6.4
     )
     for axes, (name, title) in zip(figure.axes, names.items(), strict=False):
-        matrix = getattr(ring, name).cpu()
-        limit = float(matrix.abs().max()) or 1.0
+        matrix = getattr(ring, name).cpu().numpy()
+        limit = float(abs(matrix).max()) or 1.0
         image = axes.imshow(
             matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", interpolation="none"
         )
@@ -112,8 +121,8 @@ def ring_figure(module: "HippocampalFormation", index: int = 0) -> "Figure":
         figure.colorbar(image, ax=axes, location="bottom", shrink=0.8)
     figure.axes[0].set_ylabel("to cell")
     for axes, name in zip(figure.axes[3:6], names, strict=True):
-        profile = aligned_profile(getattr(ring, name)).cpu()
-        axes.plot(torch.arange(len(profile)) - len(profile) // 2, profile)
+        profile = aligned_profile(getattr(ring, name)).tolist()
+        axes.plot([offset - len(profile) // 2 for offset in range(len(profile))], profile)
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set_xlabel("offset (cells)")
     figure.axes[3].set_ylabel("mean weight")
@@ -129,7 +138,7 @@ def rate_maps_figure(module: "HippocampalFormation", index: int = 0, places: int
         order = module.rate_map(layer, "wake", positions)[index].argmax(1).argsort(stable=True)  # type: ignore[arg-type]
         for column, (phase, title) in enumerate({"wake": "basal (wake)", "sleep": "apical (sleep)"}.items()):
             axes = figure.axes[2 * row + column]
-            rates = module.rate_map(layer, phase, positions)[index][order].cpu()  # type: ignore[arg-type]
+            rates = module.rate_map(layer, phase, positions)[index][order].cpu().numpy()  # type: ignore[arg-type]
             image = axes.imshow(
                 rates, aspect="auto", origin="lower", extent=(0, length, 0, len(rates)), interpolation="none"
             )
@@ -163,15 +172,19 @@ def darkness_figure(curves: Mapping[str, Tensor], dt: float, title: str) -> "Fig
         dt: seconds of a step.
         title: of the figure.
     """
-    figure = new_figure(title=title, xlabel="time in the dark (s)", ylabel="decoding error (m)")
+    height = 4.6 + 0.25 * ((len(curves) + 2) // 2)
+    figure = new_figure(
+        title=title, xlabel="time in the dark (s)", ylabel="decoding error (m)", height=height
+    )
     axes, time = figure.axes[0], []
-    for name, errors in curves.items():
+    for number, (name, errors) in enumerate(curves.items()):
         time = ((torch.arange(errors.shape[1]) + 1) * dt).tolist()
         spread = errors.std(0) if len(errors) > 1 else torch.zeros(len(time))
-        plot_spread(axes, time, errors.mean(0).tolist(), spread.tolist(), label=name, marker="")
+        style = {"marker": "", "linestyle": "-" if number < len(OKABE_ITO) else ":"}
+        plot_spread(axes, time, errors.mean(0).tolist(), spread.tolist(), label=name, **style)
     axes.axhline(0.25, color=GREY, linestyle="--", label="chance")
     axes.set_ylim(0, 0.35)
-    axes.legend(loc="upper left", ncols=2)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -183,11 +196,11 @@ def tracking_figure(dark: "Darkness", dt: float, tests: int = 3, index: int = 0)
         height=2.0 * tests + 0.8, sharex=True, sharey=True,
     )  # fmt: skip
     before = dark.true_light.shape[2]
-    time = (torch.arange(before + dark.true.shape[2]) + 1 - before) * dt
+    time = ((torch.arange(before + dark.true.shape[2]) + 1 - before) * dt).tolist()
     for test, axes in enumerate(figure.axes):
-        true = torch.cat([dark.true_light[index, test], dark.true[index, test]])
-        decoded = torch.cat([dark.decoded_light[index, test], dark.decoded[index, test]])
-        axes.axvspan(0, float(time[-1]), color=GREY, alpha=0.15, linewidth=0)
+        true = torch.cat([dark.true_light[index, test], dark.true[index, test]]).tolist()
+        decoded = torch.cat([dark.decoded_light[index, test], dark.decoded[index, test]]).tolist()
+        axes.axvspan(0, time[-1], color=GREY, alpha=0.15, linewidth=0)
         axes.plot(time, true, ".", color=GREY, markersize=4, label="true")
         axes.plot(time, decoded, ".", color=BLUE, markersize=2, label="decoded")
         axes.set_ylabel("place (m)")
@@ -249,4 +262,4 @@ def wake_and_sleep_figure(found: "WakeAndSleep", dt: float, index: int = 0, cell
 
 
 def _line(axes: "Axes", x: Tensor, y: Tensor, color: str, label: str, **style: Any) -> None:
-    axes.plot(x, y.cpu(), color=color, label=label or None, linewidth=1.4, **style)
+    axes.plot(x.tolist(), y.tolist(), color=color, label=label or None, linewidth=1.4, **style)

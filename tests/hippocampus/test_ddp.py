@@ -62,7 +62,9 @@ def test_reduced_every_step_two_processes_equal_two_agents(results, sync):
         for name, weight in model.weights.items():
             torch.testing.assert_close(found["weights"][name], weight.detach(), rtol=0, atol=1e-12)
             torch.testing.assert_close(found["induction"][name], rule.induction(name), rtol=0, atol=1e-12)
-        torch.testing.assert_close(found["state"]["g"], model.state.g[..., rank : rank + 1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            found["state"]["g"], model.state.g[..., rank : rank + 1], rtol=0, atol=1e-12
+        )
 
 
 def test_reduced_every_chunk_processes_agree_and_stay_close(results):
@@ -71,7 +73,9 @@ def test_reduced_every_chunk_processes_agree_and_stay_close(results):
     for name, weight in one["weights"].items():
         assert torch.equal(weight, other["weights"][name])
         assert torch.equal(one["induction"][name], other["induction"][name])
-        assert 0 < float((weight - model.weights[name].detach()).abs().max()) < 0.01  # the replicas drift within a chunk
+        assert (
+            0 < float((weight - model.weights[name].detach()).abs().max()) < 0.01
+        )  # the replicas drift within a chunk
     assert torch.equal(one["environment"]["centres"], other["environment"]["centres"])
     assert not torch.equal(one["state"]["p"], other["state"]["p"])  # walks of their own
 

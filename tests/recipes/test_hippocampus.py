@@ -65,16 +65,21 @@ def test_latents(run, tmp_path):
 
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("config", ["hippocampus_remap.yaml", "paper/hippocampus_remap.yaml"])
-def test_transfer(run, config):
+def test_transfer(run, config, monkeypatch):
     at = 90 if config.startswith("hippo") else 60
-    out = run.fit(config, "--trainer.max_steps=5", "--trainer.limit_train_batches=4", "--trainer.max_epochs=-1")
+    out = run.fit(
+        config, "--trainer.max_steps=5", "--trainer.limit_train_batches=4", "--trainer.max_epochs=-1"
+    )
     assert "above 0.1 m after" in out
     assert at  # the switch itself comes late in these runs: see the tests of Remap
 
 
 @pytest.mark.usefixtures("quickly")
 def test_the_paper_and_the_rat(run):
-    for arguments in (["paper/hippocampus_track.yaml", "--data.minutes=1"], ["--data.source=sargolini", "--data.minutes=1"]):
+    for arguments in (
+        ["paper/hippocampus_track.yaml", "--data.minutes=1"],
+        ["--data.source=sargolini", "--data.minutes=1"],
+    ):
         assert len(dark_errors(run.fit(*arguments, "--model.models=2"), "with noise")) == 7
 
 
@@ -109,7 +114,10 @@ def test_compare(run, tmp_path, monkeypatch, repository):
     [
         (["--data.minutes=0.01"], "minutes=0.01 must be whole chunks"),
         (["--model.preset=track", "--model.overrides={'thresholds': 1}"], "no such setting"),
-        (["--data.chunk_seconds=0.1", "--data.minutes=1", "--trainer.max_steps=1"], "no whole number of theta cycles"),
+        (
+            ["--data.chunk_seconds=0.1", "--data.minutes=1", "--trainer.max_steps=1"],
+            "no whole number of theta cycles",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(run, arguments, text):
