@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from tests.sweeps.server import ENTITY, PROJECT, SWEEP, serving
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
-RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if "__main__" in path.read_text())
+RECIPES = sorted(
+    path.stem for path in (ROOT / "recipes").glob("*.py") if "import PlasticityCLI" in path.read_text()
+)
 
 
 def test_every_recipe_has_a_sweep():
@@ -31,10 +34,38 @@ def test_the_configuration_fits_the_command_line(path):
     assert command[4:6] == ["--config", f"recipes/{path.stem}.yaml"]
     assert command[-1] == "${args}", "booleans arrive as =True and =False, which jsonargparse takes"
     for name, parameter in config["parameters"].items():
-        assert re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", name), name
+        assert re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", name), name
         assert parameter.keys() & {"value", "values", "distribution"}, name
-    assert re.fullmatch(r"[a-z_]+/[a-z0-9_/]+", config["metric"]["name"])
+    assert re.fullmatch(r"[a-z_]+/[a-z0-9_./]+", config["metric"]["name"])
     assert config["metric"]["goal"] in ("minimize", "maximize")
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_recipe_understands_every_parameter(path, monkeypatch, capsys):
+    """As the agent gives them, `--name=value`; the recipe prints its configuration and does nothing."""
+    config = yaml.safe_load(path.read_text())
+    chosen = {
+        name: parameter.get("value", [*parameter.get("values", [parameter.get("min")])][-1])
+        for name, parameter in config["parameters"].items()
+    }
+    script = ROOT / config["program"]
+    given = [f"--{name}={value}" for name, value in chosen.items()]
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [str(script), "fit", "--config", str(ROOT / config["command"][5]), *given, "--print_config"],
+    )
+    monkeypatch.syspath_prepend(str(script.parent))
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(script), run_name="__main__")
+    assert done.value.code in (0, None)
+    printed = yaml.safe_load(capsys.readouterr().out)
+    for name, value in chosen.items():
+        at = printed
+        for key in name.split("."):
+            at = at[-1]["init_args"] if isinstance(at, list) else at
+            at = at[key]
+        assert at == value, name
 
 
 @pytest.mark.sweep
