@@ -252,7 +252,7 @@ def test_clients_need_no_lightning():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_real_network_equals_one_process_and_the_trainer(tmp_path, repository):
-    """`flwr run` on a SuperLink and three SuperNodes; one is killed after the first round of two."""
+    """`flwr run` on a SuperLink and three SuperNodes; one is killed after two rounds of three."""
     output = tmp_path / "memory.pt"
 
     def finished():
@@ -260,23 +260,24 @@ def test_a_real_network_equals_one_process_and_the_trainer(tmp_path, repository)
 
     with network(tmp_path, 3) as net:
         net.run(
-            repository / "recipes" / "flower_hopfield", num_rounds=2, output=str(output), num_archetypes=5
+            repository / "recipes" / "flower_hopfield", num_rounds=3, output=str(output), num_archetypes=5
         )
         net.wait(lambda: finished()["memory"]["round"] == 1, "the first round")
-        net.kill("node2")
         net.wait(lambda: finished()["memory"]["round"] == 2, "the second round")
+        net.kill("node2")
+        net.wait(lambda: finished()["memory"]["round"] == 3, "the third round")
     state = finished()
-    assert state["participants"] == [[0, 1, 2]] * 2 + [[0, 1]] * 2
+    assert state["participants"] == [[0, 1, 2]] * 4 + [[0, 1]] * 2
     config = FederationConfig(sketch_rank=64)
     supports = [[k for k in range(5) if k % 3 != c] for c in range(3)]
-    clients = Clients(3, 60, 0.8, supports, leaving={2: 1})
+    clients = Clients(3, 60, 0.8, supports, leaving={2: 2})
     learned = FederatedHopfield(400, config)
-    data = ArchetypeStream("synthetic", 5, 400, rounds=2, clients=clients)
+    data = ArchetypeStream("synthetic", 5, 400, rounds=3, clients=clients)
     memory = Memory.empty(400, config)
-    for t in range(2):
+    for t in range(3):
         memory = federate([data.federation.examples(t, c) for c in range(3)], memory, config)
     trainer = Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(learned, data)
