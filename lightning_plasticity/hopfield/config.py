@@ -47,7 +47,7 @@ class FederationConfig:
     max_archetypes: int = 64
     max_clients: int = 64
     seed: int = 0
-    controller: str | float = "spectral_entropy"
+    controller: float | str = "spectral_entropy"
     w_max: float = 0.5
     gate: bool = True
     disentangler: str = "l1"
