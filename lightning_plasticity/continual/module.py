@@ -1,6 +1,5 @@
 """`SAFE`: a LightningModule that learns in sessions without forgetting (Zhao et al., NeurIPS 2024)."""
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -14,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_plasticity.continual import checkpoints, sessions
+from lightning_plasticity.continual import checkpoints, folders, sessions
 from lightning_plasticity.continual.adapters import AdapterPair
 from lightning_plasticity.continual.backbones import PACKAGED, load_backbone
 from lightning_plasticity.continual.cache import FeatureCache
@@ -212,22 +211,10 @@ class SAFE(LightningModule):
         ]
 
     def _rate(self, later: float) -> Any:
-        """Factor of a group's learning rate as a function of the epoch."""
-        data = sessions.require_sessions(self.trainer)
-
-        def factor(epoch: int) -> float:
-            epochs = data.epochs_per_session
-            if epoch >= sum(epochs):
-                return 0.0
-            session = data.session_of_epoch(epoch)
-            if not self._adapts(session):
-                return 0.0
-            within = epoch - sum(epochs[:session])
-            length = self.optimization.schedule_epochs or epochs[session]
-            cosine = (1 + math.cos(math.pi * min(within / length, 1.0))) / 2
-            return (later if session else 1.0) * cosine
-
-        return factor
+        """Factor of a group's learning rate as a function of the epoch; 0 in sessions that tune nothing."""
+        epochs = sessions.require_sessions(self.trainer).epochs_per_session
+        length = self.optimization.schedule_epochs
+        return lambda epoch: sessions.rate(epoch, epochs, later, length, self._adapts)
 
     def _adapts(self, session: int) -> bool:
         return self.adapt == "all" or (self.adapt == "first" and session == 0)
@@ -472,19 +459,16 @@ class SAFE(LightningModule):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes both adapters in peft's format, and heads and statistics in `safe.pt` beside them."""
-        self.adapters.save_pretrained(folder)
-        inside = checkpoints.ADAPTERS
-        state = {name: value for name, value in self.state_dict().items() if not name.startswith(inside)}
-        record = None if self.record is None else self.record.state()
-        kept = {name: self.hparams[name] for name in self.hparams if name not in ("backbone", "peft_config")}
-        content = {
-            "state": state,
-            "settings": kept,
-            "begun": self.begun,
-            "ended": self.ended,
-            "record": record,
-        }
-        torch.save(content, Path(folder) / "safe.pt")
+        folders.save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, backbone: str | nn.Module, folder: str | Path) -> "SAFE":
+        """The model that `save_pretrained` wrote, on its backbone.
+
+        Raises:
+            ValueError: for another backbone, or a folder that holds no such model.
+        """
+        return folders.load(cls, backbone, folder)
 
     def merged(self) -> nn.Module:
         """The slow learner for serving: images to logits `[B, C]`, no peft, frozen.
@@ -494,34 +478,7 @@ class SAFE(LightningModule):
         """
         if not self.ended:
             raise RuntimeError("nothing is learned yet: the first session has not ended")
-        head = nn.Linear(self.learners.means.shape[2], self.prediction.random_features, bias=False)
-        predictor = nn.Linear(self.prediction.random_features, self.learned_classes, bias=False)
-        weight = self.learners.slow_head.scale * self.learners.slow_ridge.weight[:, : self.learned_classes]
-        with torch.no_grad():
-            head.weight.copy_(self.learners.slow_ridge.projection.T)
-            predictor.weight.copy_(weight.T)
-        served = nn.Sequential(self.adapters.merged("slow"), head, nn.ReLU(), predictor)
-        return served.requires_grad_(False).eval()
-
-    @classmethod
-    def from_pretrained(cls, backbone: str | nn.Module, folder: str | Path) -> "SAFE":
-        """The model that `save_pretrained` wrote, on its backbone.
-
-        Raises:
-            ValueError: for another backbone, or a folder that holds no such model.
-        """
-        if not (Path(folder) / "safe.pt").is_file():
-            raise ValueError(f"folder={str(folder)!r} has no safe.pt: write it by SAFE.save_pretrained")
-        saved = torch.load(Path(folder) / "safe.pt", weights_only=True, map_location="cpu")
-        settings = saved["settings"]
-        named = isinstance(backbone, str)
-        net = load_backbone(str(backbone), settings["weights"], settings["image_size"]) if named else backbone
-        pair = AdapterPair.from_pretrained(net, folder)  # type: ignore[arg-type]
-        model = cls(pair, **settings)
-        model.load_state_dict(saved["state"], strict=False)
-        model.begun, model.ended = saved["begun"], saved["ended"]
-        model.record = None if saved["record"] is None else Record.of(saved["record"])
-        return model
+        return folders.serving(self.learners, self.learned_classes)
 
 
 def _adapters(

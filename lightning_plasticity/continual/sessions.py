@@ -1,6 +1,7 @@
 """Sessions as ranges of epochs of one fit: what SAFE asks of a data module and of a Trainer."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -82,3 +83,29 @@ def check_classes(data: Sessions, num_classes: int) -> None:
         raise MisconfigurationException(
             f"num_classes={num_classes}: the sessions hold {needed} classes; give the model {needed}"
         )
+
+
+def rate(
+    epoch: int, epochs: Sequence[int], later: float, length: int | None, tunes: Callable[[int], bool]
+) -> float:
+    """Factor of a learning rate: half a cosine from the start of each session.
+
+    Args:
+        epoch: of the fit.
+        epochs: of each session.
+        later: factor of all sessions but the first.
+        length: epochs in which the cosine falls to zero; None: those of the session.
+        tunes: whether a session tunes anything; the factor is 0 where not, and after the last session.
+
+    >>> [round(rate(e, [2, 2], 0.1, None, lambda session: True), 3) for e in range(5)]
+    [1.0, 0.5, 0.1, 0.05, 0.0]
+    """
+    start = 0
+    for session, own in enumerate(epochs):
+        if epoch < start + own:
+            if not tunes(session):
+                return 0.0
+            share = min((epoch - start) / (length or own), 1.0)
+            return (later if session else 1.0) * (1 + math.cos(math.pi * share)) / 2
+        start += own
+    return 0.0

