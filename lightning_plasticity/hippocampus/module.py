@@ -66,7 +66,7 @@ class HippocampalFormation(Checkpoints, LightningModule):
         >>> model = HippocampalFormation("track_tuned", models=2)
         >>> model.weights["mec_recurrent"].shape, model.mode
         (torch.Size([2, 100, 100]), 'theta')
-        >>> model.freeze("mec_recurrent")
+        >>> _ = model.freeze("mec_recurrent")
         >>> model.rate_map("mec", "wake", torch.linspace(0, 1, 50)).shape      # models, cells, positions
         torch.Size([2, 100, 50])
     """

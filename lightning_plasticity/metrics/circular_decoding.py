@@ -48,8 +48,7 @@ class CircularDecodingError(Metric):
 
     Example:
         >>> error = CircularDecodingError()
-        >>> error.update(torch.tensor([[0.1, 0.9]]), torch.tensor([[0.1, 0.1]]))             # one test, two
-        steps
+        >>> error.update(torch.tensor([[0.1, 0.9]]), torch.tensor([[0.1, 0.1]]))  # a test of two steps
         >>> error.compute()
         tensor([0.0000, 0.2000])
     """

@@ -89,8 +89,7 @@ class LiveCells(Metric):
 
     Example:
         >>> live = LiveCells()
-        >>> live.update(torch.tensor([[0.0, 0.9], [0.0, 0.01]]))                             # cells,
-        positions
+        >>> live.update(torch.tensor([[0.0, 0.9], [0.0, 0.01]]))  # cells, positions
         >>> live.compute()
         tensor(1.)
     """
