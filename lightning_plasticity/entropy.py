@@ -75,7 +75,7 @@ def sign_agreement(first: Tensor, second: Tensor) -> Tensor:
 
 
 def sign_counts(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """The two counts of :func:`sign_agreement`: agreeing positions and compared ones, which add up over parts.
+    """Count agreeing and compared positions as :func:`sign_agreement` does; counts add up over parts.
 
     >>> sign_counts(torch.tensor([1.0, -2.0, 0.0]), torch.tensor([2.0, 1.0, 1.0]))
     (tensor(1), tensor(2))

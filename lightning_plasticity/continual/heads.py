@@ -31,7 +31,7 @@ class CosineHead(nn.Module):
 
     >>> head = CosineHead(3, 2)
     >>> head.set_rows(0, torch.eye(3)[:2])
-    >>> head(torch.tensor([[0.0, 5.0, 0.0]]))
+    >>> head(torch.tensor([[0.0, 5.0, 0.0]])).detach()
     tensor([[ 0., 10.]])
     """
 

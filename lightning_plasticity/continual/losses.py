@@ -137,7 +137,7 @@ def cross_classification_loss(
     >>> head = CosineHead(2, 2)
     >>> head.set_rows(0, torch.eye(2))
     >>> terms = cross_classification_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), head, head, 1, 2)
-    >>> [round(float(term), 6) for term in terms]
+    >>> [round(term.item(), 6) for term in terms]
     [4.5e-05, 4.5e-05]
     """
     targets = torch.cat([torch.arange(old_classes, device=labels.device), labels])

@@ -7,15 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightning_plasticity.metrics.archetype_overlap import ArchetypeOverlap as ArchetypeOverlap
     from lightning_plasticity.metrics.circular_decoding import CircularDecodingError as CircularDecodingError
-    from lightning_plasticity.metrics.circular_decoding import PathIntegrationHorizon as PathIntegrationHorizon
+    from lightning_plasticity.metrics.circular_decoding import (
+        PathIntegrationHorizon as PathIntegrationHorizon,
+    )
+    from lightning_plasticity.metrics.continual_accuracy import ContinualAccuracy as ContinualAccuracy
     from lightning_plasticity.metrics.latent_statistics import AutocorrelationError as AutocorrelationError
     from lightning_plasticity.metrics.latent_statistics import LatentR2 as LatentR2
     from lightning_plasticity.metrics.prediction_error import PredictionError as PredictionError
     from lightning_plasticity.metrics.ring_score import LiveCells as LiveCells
     from lightning_plasticity.metrics.ring_score import RingScore as RingScore
-    from lightning_plasticity.metrics.archetype_overlap import ArchetypeOverlap as ArchetypeOverlap
-    from lightning_plasticity.metrics.continual_accuracy import ContinualAccuracy as ContinualAccuracy
 
 _HOME = {
     "AutocorrelationError": "latent_statistics",
