@@ -235,7 +235,7 @@ class SlowFast(nn.Module):
         if both:
             heads["fast"] = self.slow_ridge if pooled else self.fast_ridge
         means = torch.zeros_like(self.means)
-        distinct = set(heads.values())
+        distinct = list(dict.fromkeys(heads.values()))  # processes must sum in one order
         for head in distinct if processes.rank else ():
             head.forget()  # the first process alone keeps what was there: it is to be counted once
         for images, labels, position in processes.numbered(batches()):
