@@ -1,8 +1,9 @@
-"""Time the federated memory: ``python tests/benchmarks/bench_hopfield.py [dense] [scale]``.
+"""Time the federated memory: ``python tests/benchmarks/bench_hopfield.py [dense] [scale] [counts]``.
 
 ``dense``: one round at N = 2,000 against the paper's pipeline on the same data (N x N operators, 200
 unlearning steps, layered dynamics), both float64. ``scale``: one round at N = 100,000 with 10,000 examples
 and rank 128, where an N x N operator would take 40 GB; also the largest memory that the process ever had.
+``counts``: how many archetypes one round finds, for K, N and quality, ten seeds each; no times.
 Wall seconds need an idle machine; processor seconds (of all threads) stand beside them for a busy one.
 """
 
@@ -100,6 +101,31 @@ def bench_scale(neurons, examples, rank, archetypes=20):
     )
 
 
+def bench_counts(examples=60, seeds=10):
+    """One round of K / 2 clients of unequal sizes and nearly disjoint supports, over a grid."""
+    print(f"{examples} examples an archetype on average, {seeds} seeds: exact K, worst smallest overlap")
+    print(
+        f"  {'K':>4}" + "".join(f"   N={n:<5} r={r:<4}" for n in (400, 1000, 2000) for r in (0.6, 0.7, 0.8))
+    )
+    for archetypes in (3, 4, 6, 10, 20, 30, 40):
+        cells = []
+        for neurons in (400, 1000, 2000):
+            for quality in (0.6, 0.7, 0.8):
+                exact, worst = 0, 1.0
+                for seed in range(200, 200 + seeds):
+                    truth, clients = make(archetypes, neurons, [examples] * archetypes, quality, seed)
+                    pooled = torch.cat(clients)
+                    owner = (pooled.float() @ truth.float().T).argmax(1)  # sorted by archetype: disjoint
+                    pooled = pooled[owner.argsort(stable=True)]
+                    cuts = torch.linspace(0.2, 1, max(2, archetypes // 2)).cumsum(0)
+                    sizes = (cuts / cuts[-1] * len(pooled)).long()[:-1]
+                    memory = federate(list(pooled.tensor_split(sizes)))
+                    exact += len(memory.archetypes) == archetypes
+                    worst = min(worst, overlap(memory.archetypes, truth))
+                cells.append(f"{exact:>5}/{seeds} {worst:6.3f}  ")
+        print(f"  {archetypes:>4}" + "".join(cells), flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -111,5 +137,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if "dense" in options.parts:
         bench_dense(options.neurons or 2000)
+    if "counts" in options.parts:
+        bench_counts()
     if "scale" in options.parts:
         bench_scale(options.neurons or 100_000, options.examples, options.rank)
