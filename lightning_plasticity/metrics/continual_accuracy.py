@@ -1,5 +1,9 @@
 """How well a model that learns in sessions does on old and new ones: accuracies and their summaries."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -166,3 +170,14 @@ class ContinualAccuracy(Metric):
             "backward_transfer": backward_transfer(matrix, last),
             "matrix": matrix,
         }
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """Keep the matrix ``[1, 1]`` where there is one session: torchmetrics squeezes what has one element."""
+        squeezing = super()._wrap_compute(compute)
+
+        @wraps(compute)
+        def shaped(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+            values: dict[str, Tensor] = squeezing(*args, **kwargs)
+            return values | {"matrix": values["matrix"].reshape(self.num_sessions, self.num_sessions)}
+
+        return shaped

@@ -1,6 +1,7 @@
 """Continual accuracies against matrices written by hand and a slow restatement in plain Python."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -66,6 +67,17 @@ def test_of_one_session_nothing_can_be_forgotten():
     assert (found["final_micro"], found["final_macro"], found["average_incremental"]) == (0.75, 0.75, 0.75)
     assert math.isnan(found["forgetting"])
     assert math.isnan(found["backward_transfer"])
+
+
+def test_the_matrix_of_one_session_is_a_matrix():
+    """From compute, from its cache, from forward and from a copy that was pickled; the rest is 0-d."""
+    metric = fill([[3]], [[4]])
+    batch = ContinualAccuracy(1).forward(torch.tensor([0, 1]), torch.tensor([0, 0]), 0, 0)
+    assert batch["matrix"].tolist() == [[0.5]]
+    for given in (metric, metric, pickle.loads(pickle.dumps(metric))):
+        values = given.compute()
+        assert values.pop("matrix").tolist() == [[0.75]]
+        assert all(value.ndim == 0 for value in values.values())
 
 
 def test_a_summary_without_its_evaluations_is_nan_and_the_others_are_not():
