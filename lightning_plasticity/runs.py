@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
 import re
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -93,6 +96,20 @@ def run_loggers(root: str | Path, recipe: str, wandb: bool | Literal["auto"] = "
     csv = CSVLogger(root, name=recipe, version=int(numbered[1]) if numbered else folder.name)
     _ = csv.experiment  # opened while the folder is empty: it clears what it finds there, such as W&B's files
     return [csv] if mode is None else [csv, _wandb_logger(folder, recipe, mode)]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning from telling the same of every run of a comparison."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def wandb_mode() -> str:

@@ -9,12 +9,12 @@ from statistics import mean, stdev
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from sparse_training_compare import quiet
 
 from lightning_plasticity.callbacks import EntropyController
 from lightning_plasticity.data import DriftData
 from lightning_plasticity.figures import new_figure, save_figure
 from lightning_plasticity.models import ImageClassifier
+from lightning_plasticity.runs import quiet
 
 METHODS = {
     "constant": lambda: None,

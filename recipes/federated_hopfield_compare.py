@@ -4,9 +4,7 @@ python recipes/federated_hopfield.py compare --seeds=10
 """
 
 import csv
-import logging
 import math
-import warnings
 from pathlib import Path
 from statistics import mean, median
 
@@ -18,6 +16,7 @@ from lightning_plasticity.data import ArchetypeStream
 from lightning_plasticity.data.federation import Clients, Exposure
 from lightning_plasticity.hopfield import FederatedHopfield, FederationConfig
 from lightning_plasticity.metrics.archetype_overlap import forgetting, latency, magnetisation
+from lightning_plasticity.runs import quiet
 
 RULES: list[str | float] = ["spectral_entropy", "entropy", "agreement", 0.2, 0.5, 1.0]
 COLUMNS = ("rule", "seed", "true", "found", "spurious", "m_min", "retrieval", "forgetting", "latency")
@@ -69,9 +68,7 @@ def _data(settings: str | None) -> tuple[int, dict]:
 def _fit(rule: str | float, rounds: int, data: dict) -> tuple[FederatedHopfield, ArchetypeStream]:
     stream = ArchetypeStream(**data, rounds=rounds)
     model = FederatedHopfield(stream.num_features, FederationConfig(controller=rule))
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         trainer = Trainer(
             max_epochs=rounds, accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,

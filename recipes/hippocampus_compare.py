@@ -6,10 +6,7 @@ The baselines are ours: none of them is in the authors' code or in the figures t
 """
 
 import csv
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,6 +22,7 @@ from lightning_plasticity.hippocampus import HippocampalFormation, analysis, fig
 from lightning_plasticity.hippocampus.baselines import Autoencoder, hand_set_ring
 from lightning_plasticity.hippocampus.latents import wake_and_sleep
 from lightning_plasticity.metrics.ring_score import ring_score
+from lightning_plasticity.runs import quiet
 
 
 @dataclass
@@ -205,20 +203,6 @@ def fit(model, data, callbacks=()) -> None:
             max_epochs=1, accelerator="cpu", callbacks=list(callbacks), logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         ).fit(model, data)  # fmt: skip
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Lightning from telling the same of every run."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def write(table, path: Path) -> None:

@@ -4,10 +4,7 @@ python recipes/safe.py ablation --orders=5
 """
 
 import csv
-import logging
 import tempfile
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -21,6 +18,7 @@ from lightning_plasticity.continual.shadows import ShadowedSAFE
 from lightning_plasticity.data import ClassIncrementalData
 from lightning_plasticity.data.preparation import Preparation
 from lightning_plasticity.figures import save_figure
+from lightning_plasticity.runs import quiet
 
 COLUMNS = ("final_micro", "average_incremental", "forgetting", "old", "new")
 DRAWN = ("SAFE", "slow only", "fast only", "stale statistics", "RanPAC", "frozen + ridge", "naive sequential")
@@ -111,20 +109,6 @@ def read(model, run: str, order: int) -> list[dict]:
             )
             print(f"order {order}, {name}: {100 * summary['final_micro']:.1f} %  ({curve})", flush=True)
     return rows
-
-
-@contextmanager
-def quiet():
-    """Keep Lightning from telling the same of every run."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def table(rows) -> str:

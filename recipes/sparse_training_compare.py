@@ -4,10 +4,6 @@ python recipes/sparse_training.py compare --seeds=5 --sparsity=0.98
 """
 
 import csv
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,6 +14,7 @@ from lightning_plasticity.callbacks import SET, GradualPruning, GraNet, RigL, St
 from lightning_plasticity.data import ImageData
 from lightning_plasticity.figures import save_figure
 from lightning_plasticity.models import ImageClassifier
+from lightning_plasticity.runs import quiet
 from lightning_plasticity.sparsity.figures import methods_compared
 
 METHODS = {
@@ -71,20 +68,6 @@ def compare(
     print(table(runs))
     print(f"Written to {output}: results.csv, table.md, compare.png")
     return runs
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Lightning from telling the same of every run."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def run(method, callback, seed, epochs, model, data, lr) -> dict:
