@@ -1,25 +1,23 @@
 """`SAFE`: a LightningModule that learns in sessions without forgetting (Zhao et al., NeurIPS 2024)."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_plasticity.continual import checkpoints, folders, sessions
+from lightning_plasticity.continual import checkpoints, folders, sessions, steps
 from lightning_plasticity.continual.adapters import AdapterPair
-from lightning_plasticity.continual.backbones import PACKAGED, load_backbone
+from lightning_plasticity.continual.backbones import PACKAGED
 from lightning_plasticity.continual.cache import FeatureCache
-from lightning_plasticity.continual.learners import Answers, Batches, SlowFast
-from lightning_plasticity.continual.processes import Processes
+from lightning_plasticity.continual.construction import feature_width, make_adapters
+from lightning_plasticity.continual.learners import Answers, SlowFast
+from lightning_plasticity.continual.optimizers import make_optimizer, make_schedule, no_loss, restart
 from lightning_plasticity.continual.report import Record
+from lightning_plasticity.continual.session_module import SessionModule
 from lightning_plasticity.continual.settings import Losses, Optimization, Prediction
 from lightning_plasticity.entropy import predictive_entropy
 
@@ -27,10 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-AT_ONCE = 4  # batches in one pass without gradients, which needs less memory
-
-
-class SAFE(LightningModule):
+class SAFE(SessionModule):
     """Slow and fast parameter-efficient tuning of one frozen backbone, session after session.
 
     Session 1 tunes an adapter, the transfer loss keeping what the backbone knows; a frozen copy of it is the
@@ -107,12 +102,11 @@ class SAFE(LightningModule):
         self.losses, self.optimization, self.prediction = groups
         self.adapt, self.evaluate, self.num_classes, self.seed = adapt, evaluate, num_classes, seed
         self._keep_settings(backbone, peft_config, weights, image_size)
-        adapters = _adapters(backbone, peft_config, weights, image_size, seed)
-        width = _width(adapters)
+        adapters = make_adapters(backbone, peft_config, weights, image_size, seed)
+        width = feature_width(adapters)
         self.learners = SlowFast(adapters, width, num_classes, self.losses, self.prediction, seed)
         self.record: Record | None = None
         self.plasticity_entropy = torch.tensor(1.0)
-        self.begun = self.ended = 0  # sessions
         self._cache: tuple[int, FeatureCache] | None = None
 
     def _keep_settings(self, backbone: Any, peft_config: Any, weights: Any, image_size: Any) -> None:
@@ -165,7 +159,7 @@ class SAFE(LightningModule):
         """
         if not self.ended:
             raise RuntimeError("nothing is learned yet: the first session has not ended")
-        with self._precision():
+        with self.precision():
             return self.learners.answers(images, self.learned_classes, self._both(self.ended - 1))
 
     @property
@@ -190,103 +184,79 @@ class SAFE(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """SGD with three groups, `adapter`, `head` and `scale`, and a cosine schedule for each session."""
-        given, head = self.optimization, self.learners.fast_head
-        head_lr = given.head_lr or given.lr
-        groups: list[dict[str, Any]] = [
-            {
-                "name": "adapter",
-                "params": [parameter for _, parameter in self.adapters.adapter_parameters()],
-                "lr": given.lr,
-            },
-            {"name": "head", "params": [head.weight], "lr": head_lr},
-            {"name": "scale", "params": [head.scale], "lr": head_lr, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.SGD(
-            groups, given.lr, momentum=given.momentum, weight_decay=given.weight_decay
-        )
-        later = 1.0 if given.later_lr is None else given.later_lr / given.lr
-        head_later = later if given.head_lr is None else 1.0
-        return [optimizer], [
-            LambdaLR(optimizer, [self._rate(factor) for factor in (later, head_later, head_later)])
-        ]
-
-    def _rate(self, later: float) -> Any:
-        """Factor of a group's learning rate as a function of the epoch; 0 in sessions that tune nothing."""
+        optimizer = make_optimizer(self.learners, self.optimization)
         epochs = sessions.require_sessions(self.trainer).epochs_per_session
-        length = self.optimization.schedule_epochs
-        return lambda epoch: sessions.rate(epoch, epochs, later, length, self._adapts)
+        return [optimizer], [make_schedule(optimizer, self.optimization, epochs, self._adapts)]
 
     def _adapts(self, session: int) -> bool:
         return self.adapt == "all" or (self.adapt == "first" and session == 0)
 
-    def on_train_epoch_start(self) -> None:
-        """Begins a session with its first epoch."""
-        self._take_up()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Takes up a session that a checkpoint was in: Lightning leaves out `on_train_epoch_start` then."""
-        if batch_idx == 0 or not self.learners.seen:
-            self._take_up()
-
-    def _take_up(self) -> None:
-        """Ends the session before if it is not yet, and begins the one of the current epoch likewise."""
-        data = sessions.require_sessions(self.trainer)
-        session = data.session_of_epoch(self.current_epoch)
-        if self.ended < session:  # resumed after the last batch of a session, whose end Lightning leaves out
-            self._locate(session - 1, data)
-            self._end_session(session - 1)
-        self._locate(session, data)
-        if self.begun <= session:
-            self._restart_optimizer()
-            with self._precision():
-                self.learners.begin(self._session_images(session), self._processes())
-            self.begun = session + 1
-
-    def _locate(self, session: int, data: sessions.Sessions) -> None:
+    def locate(self, old: int, seen: int) -> None:
         """Tells the learners which classes are old and which are seen."""
-        seen = [1 + max(max(part) for part in data.session_classes[: n + 1]) for n in range(session + 1)]
-        self.learners.old, self.learners.seen = (seen[-2] if session else 0), seen[-1]
+        self.learners.old, self.learners.seen = old, seen
 
-    def _restart_optimizer(self) -> None:
-        """Empties the momentum, and puts the schedule to this epoch whatever a resumed run has counted."""
+    def begin_session(self, session: int) -> None:
+        """Momentum and learning rates start anew, new classes get rows in the trained head."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        scheduler: Any = self.lr_schedulers()
-        optimizer.state.clear()
-        scheduler.last_epoch = self.current_epoch
-        for group, base, factor in zip(
-            optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-        ):
-            group["lr"] = base * factor(self.current_epoch)
+        schedule: Any = self.lr_schedulers()
+        restart(optimizer, schedule, self.current_epoch)
+        with self.precision():
+            self.learners.begin(self.training_images(session), self.processes())
+
+    def end_session(self, session: int) -> dict[str, float]:
+        """Hand-over after the first, statistics, heads, evaluation."""
+        if session == 0:
+            self.learners.hand_over()
+        with self.precision():
+            batches = self.training_images(session)
+            self.learners.consolidate(batches, self.processes(), self._both(session), session)
+            for head in (self.learners.slow_ridge, self.learners.fast_ridge):
+                head.weight.copy_(self.trainer.strategy.broadcast(head.weight))
+            self.ended, self._cache = session + 1, None
+            self._evaluate_all(session)
+        record = self._record()
+        rank_zero_info(record.line(session))
+        return {f"continual/{name}": value for name, value in record.numbers().items()}
+
+    def _evaluate_all(self, session: int) -> None:
+        """Evaluates every session seen so far."""
+        record = self._record()
+        for part in range(session + 1):
+            for images, labels, *_ in self.images(part, self.evaluate):
+                answers = self.learners.answers(images, self.learned_classes, self._both(session))
+                record.add(answers, labels, part, session)
+        record.gather(self.processes().sum, session, self.device)
+
+    def _record(self) -> Record:
+        if self.record is None:
+            raise MisconfigurationException("there is no record yet: call trainer.fit first")
+        return self.record
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch of the current session."""
         images, labels = batch[0], batch[1]
         session = self.begun - 1
         if not self._adapts(session):
-            return self._no_loss()
-        with self._own_randomness(batch_idx):
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            return no_loss(optimizer)
+        place = self.current_epoch, batch_idx, self.global_rank
+        with steps.seeded_dropout(self.adapters, self.device, self.seed, *place):
             fast = self.adapters.features(images)
         guide = self._guide(images, batch, session)
         with torch.autocast(images.device.type, enabled=False):
             wide = fast if fast.dtype == torch.float64 else fast.float()
-            self._check_labels(labels)
+            steps.check_labels(labels, self.learners.seen, self.begun)
             share = 1 / self.trainer.world_size
             terms, logits = self.learners.terms(wide, guide, labels, share, self._everyone)
             loss = torch.stack(list(terms.values())).sum()
             self.plasticity_entropy = predictive_entropy(logits.detach(), normalize=True).mean().clamp(0, 1)
-        self._check_loss(loss)
+        steps.check_loss(loss, self.begun, self.optimization.lr, self.losses)
         numbers = {f"continual/loss_{name}": term.detach() for name, term in terms.items()}
         numbers["continual/entropy"] = self.plasticity_entropy
         self.log_dict(numbers, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log("continual/session", float(session + 1), prog_bar=True, batch_size=len(labels))
         self.log("continual/loss", loss.detach(), prog_bar=True, batch_size=len(labels))
         return loss
-
-    def _no_loss(self) -> Tensor:
-        """A loss without a gradient, for sessions that tune nothing; their learning rate is 0 too."""
-        groups: Any = self.optimizers(use_pl_optimizer=False)
-        parameters = [p for group in groups.param_groups for p in group["params"]]
-        return torch.stack([parameter.sum() for parameter in parameters]).sum() * 0.0
 
     def _guide(self, images: Tensor, batch: Any, session: int) -> Tensor | None:
         """Features that guide: pre-trained in session 1, then the slow learner's; kept if they can be."""
@@ -295,11 +265,11 @@ class SAFE(LightningModule):
             return None
         if self._cacheable(batch):
             if self._cache is None or self._cache[0] != session:
-                with self._precision():
+                with self.precision():
                     self._cache = (
                         session,
                         FeatureCache(
-                            self._images(session, "train"), lambda x: self.learners.features(x, learner)
+                            self.images(session, "train"), lambda x: self.learners.features(x, learner)
                         ),
                     )
             return self._cache[1].take(batch[2])
@@ -318,65 +288,7 @@ class SAFE(LightningModule):
         plain = getattr(getattr(data, "preparation", None), "augment", None) == "none"
         return plain and len(batch) > 2 and self.trainer.world_size == 1
 
-    @contextmanager
-    def _own_randomness(self, batch_idx: int) -> Iterator[None]:
-        """Dropout from a seed of this batch and process: a resumed run draws as one without a stop."""
-        dropout = [m for m in self.adapters.modules() if isinstance(m, nn.Dropout) and m.p > 0 and m.training]
-        if not dropout:
-            yield
-            return
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            place = (self.current_epoch, batch_idx, self.global_rank)
-            torch.manual_seed(hash((self.seed, *place)) % 2**63)
-            yield
-
-    def _check_labels(self, labels: Tensor) -> None:
-        seen = self.learners.seen
-        if int(labels.max()) >= seen or int(labels.min()) < 0:
-            raise ValueError(
-                f"session {self.begun} knows the classes 0..{seen - 1}, a batch has the label "
-                f"{int(labels.max())}: it belongs to another session; is the data's order of classes right?"
-            )
-
-    def _check_loss(self, loss: Tensor) -> None:
-        if not bool(loss.isfinite()):
-            raise ValueError(
-                f"the loss is {float(loss.detach())} in session {self.begun}: features are not finite, or "
-                f"the learning rate ({self.optimization.lr}) or a weight ({self.losses}) is too high"
-            )
-
-    def on_train_epoch_end(self) -> None:
-        """Ends a session with its last epoch."""
-        epochs, session = sessions.require_sessions(self.trainer).epochs_per_session, self.begun - 1
-        if self.ended == session and self.current_epoch + 1 >= sum(epochs[: session + 1]):
-            self._end_session(session)
-
-    def _end_session(self, session: int) -> None:
-        """Hand-over after the first, statistics, heads, evaluation."""
-        if session == 0:
-            self.learners.hand_over()
-        with self._precision():
-            batches = self._session_images(session)
-            self.learners.consolidate(batches, self._processes(), self._both(session), session)
-            for head in (self.learners.slow_ridge, self.learners.fast_ridge):
-                head.weight.copy_(self.trainer.strategy.broadcast(head.weight))
-            self.ended, self._cache = session + 1, None
-            self._evaluate_all(session)
-
-    # --- evaluation ---
-
-    def _evaluate_all(self, session: int) -> None:
-        """Evaluates every session seen so far."""
-        record = self._record()
-        for part in range(session + 1):
-            for images, labels, *_ in self._images(part, self.evaluate):
-                answers = self.learners.answers(images, self.learned_classes, self._both(session))
-                record.add(answers, labels, part, session)
-        record.gather(self._processes().sum, session, self.device)
-        numbers = record.numbers()
-        self.log_dict({f"continual/{name}": value for name, value in numbers.items()})
-        rank_zero_info(record.line(session))
+    # --- what is told ---
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Logs the accuracy of slow, fast and aggregate on a session's test images."""
@@ -388,43 +300,11 @@ class SAFE(LightningModule):
             right = (getattr(answers, name).argmax(1) == labels).float().mean()
             self.log(f"test/{name}", right, batch_size=len(labels), sync_dist=True)
 
-    def _record(self) -> Record:
-        if self.record is None:
-            raise MisconfigurationException("there is no record yet: call trainer.fit first")
-        return self.record
-
     def figures(self) -> Mapping[str, "Figure"]:
         """Figures of the sessions learned, for FigureLogger."""
         from lightning_plasticity.continual.figures import of_record
 
         return of_record(self.record) if self.record is not None and self.ended else {}
-
-    # --- helpers ---
-
-    def _images(self, session: int, split: str) -> Iterator[Any]:
-        """This process's batches of a session's images in test form, on the device."""
-        data = sessions.require_sessions(self.trainer)
-        batches = iter(data.session_loader(session, split, train_transforms=False))
-        while group := list(islice(batches, AT_ONCE)):
-            yield [torch.cat(parts).to(self.device) for parts in zip(*group, strict=True)]
-
-    def _session_images(self, session: int) -> Batches:
-        return lambda: self._images(session, "train")
-
-    def _processes(self) -> Processes:
-        trainer = self.trainer
-
-        def total(tensor: Tensor) -> Tensor:
-            summed: Any = trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
-            return summed  # type: ignore[no-any-return]
-
-        return Processes(trainer.world_size, trainer.global_rank, total)
-
-    def _precision(self) -> Any:
-        """The Trainer's autocast, outside of its own steps too."""
-        if self._trainer is None:
-            return torch.autocast(self.device.type, enabled=False)
-        return self.trainer.precision_plugin.forward_context()
 
     # --- saving ---
 
@@ -442,6 +322,7 @@ class SAFE(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the backbone and all names are this model's, and takes up the sessions."""
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint[checkpoints.KEY]
         checkpoints.check_backbone(saved["backbone"], self.adapters)
         frozen = checkpoints.frozen_keys(self.state_dict())
@@ -479,29 +360,3 @@ class SAFE(LightningModule):
         if not self.ended:
             raise RuntimeError("nothing is learned yet: the first session has not ended")
         return folders.serving(self.learners, self.learned_classes)
-
-
-def _adapters(
-    backbone: str | nn.Module | AdapterPair,
-    peft_config: Any,
-    weights: str | None,
-    image_size: int | None,
-    seed: int,
-) -> AdapterPair:
-    pair: Any = backbone
-    if not isinstance(backbone, AdapterPair):
-        net = load_backbone(backbone, weights, image_size) if isinstance(backbone, str) else backbone
-        pair = AdapterPair(net, peft_config, seed)
-    # Else depthwise convolutions are two to three times slower on a processor
-    return pair.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
-
-
-def _width(adapters: AdapterPair) -> int:
-    """Number of features of the backbone."""
-    width = adapters.about["num_features"]
-    if not isinstance(width, int):
-        raise ValueError(
-            f"backbone={adapters.about['name']!r} does not say its number of features: set "
-            "backbone.num_features = d, where it gives [B, d]"
-        )
-    return width

@@ -85,6 +85,12 @@ def check_classes(data: Sessions, num_classes: int) -> None:
         )
 
 
+def classes_at(data: Sessions, session: int) -> tuple[int, int]:
+    """Number of classes before a session, and with it: `K`, `C`."""
+    seen = [1 + max(max(part) for part in data.session_classes[: n + 1]) for n in range(session + 1)]
+    return (seen[-2] if session else 0), seen[-1]
+
+
 def rate(
     epoch: int, epochs: Sequence[int], later: float, length: int | None, tunes: Callable[[int], bool]
 ) -> float:

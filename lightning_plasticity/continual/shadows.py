@@ -63,26 +63,24 @@ class ShadowedSAFE(SAFE):
                 shadow.means.copy_(own.means)
             self._shadows[name], self.records[name] = shadow, Record.of(self._record().state())
 
-    def on_train_epoch_end(self) -> None:
+    def end_session(self, session: int) -> dict[str, float]:
         """Ends a session for all."""
-        before = self.ended
-        if before == 1 and not self._shadows:
+        if session == 1 and not self._shadows:
             self._make()  # a run that goes on from the end of session 1
-        super().on_train_epoch_end()
-        if self.ended == before:
-            return
+        numbers = super().end_session(session)
         if not self._shadows:
             self._make()
-        with self._precision():
-            self._consolidate_shadows(self.ended - 1)
-            self._evaluate_shadows(self.ended - 1)
+        with self.precision():
+            self._consolidate_shadows(session)
+            self._evaluate_shadows(session)
+        return numbers
 
     def _both_features(self, part: int, split: str) -> list[tuple[Tensor, Tensor]]:
         """Features `[B, 2, d]` and labels of a session's images."""
         learners = self.learners
         return [
             (torch.stack([learners.features(images, learner) for learner in ("slow", "fast")], 1), labels)
-            for images, labels, *_ in self._images(part, split)
+            for images, labels, *_ in self.images(part, split)
         ]
 
     def _consolidate_shadows(self, session: int) -> None:
@@ -91,7 +89,7 @@ class ShadowedSAFE(SAFE):
         batches = self._both_features(session, "train") if others and session else []
         for shadow in others if session else ():
             shadow.old, shadow.seen = own.old, own.seen
-            shadow.consolidate(lambda: batches, self._processes(), self._both(session), session)
+            shadow.consolidate(lambda: batches, self.processes(), self._both(session), session)
 
     def _evaluate_shadows(self, session: int) -> None:
         for part in range(session + 1):
@@ -100,4 +98,4 @@ class ShadowedSAFE(SAFE):
                     answers = shadow.answers(features, self.learned_classes, self._both(session))
                     self.records[name].add(answers, labels, part, session)
         for record in self.records.values():
-            record.gather(self._processes().sum, session, self.device)
+            record.gather(self.processes().sum, session, self.device)

@@ -172,7 +172,7 @@ class ContinualAccuracy(Metric):
         }
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        """Keep the matrix ``[1, 1]`` where there is one session: torchmetrics squeezes what has one element."""
+        """Keep the matrix of one session ``[1, 1]``: torchmetrics squeezes what has one element."""
         squeezing = super()._wrap_compute(compute)
 
         @wraps(compute)

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_plasticity.continual import SAFE
-from lightning_plasticity.continual.module import AT_ONCE
 from tests.continual.nets import Watch, conv_net, digits, fitted, safe, tensors, trainer
 
 pytestmark = [
@@ -205,7 +204,6 @@ def test_prediction_before_and_after():
     for session, numbers in enumerate(tested):
         key = next(key for key in numbers if key.startswith("test/aggregate"))
         assert numbers[key] == pytest.approx(float(matrix[2, session]), abs=1e-5)
-    assert AT_ONCE > 1
 
 
 def test_what_callbacks_rely_on():

@@ -1,10 +1,14 @@
 """Checkpoints without the backbone, exact resume in and between sessions, folders in peft's format."""
 
+import csv
+from pathlib import Path
+
 import lightning.pytorch as L
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_plasticity.continual import SAFE
 from lightning_plasticity.data import ClassIncrementalData
@@ -21,14 +25,18 @@ pytestmark = [
 
 
 class SaveAt(L.Callback):
-    """Saves after steps, and at the ends of epochs (as ModelCheckpoint does, after the module's own end)."""
+    """Saves after steps, or when an epoch is over but its end is yet to come to the module."""
 
-    def __init__(self, folder, steps=()):
-        self.folder, self.steps = folder, steps
+    def __init__(self, folder, steps=(), epochs=()):
+        self.folder, self.steps, self.epochs = folder, steps, epochs
 
     def on_train_batch_end(self, trainer, module, *_):
         if trainer.global_step in self.steps:
             trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
+
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.current_epoch in self.epochs:
+            trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}.ckpt")
 
 
 class SaveEpochs(ModelCheckpoint):
@@ -81,14 +89,37 @@ def alike():
     )
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
 def test_resume_inside_an_epoch(tmp_path, stop):
-    """In the middle of a session, and after its last batch but before its end."""
-    whole = safe(num_classes=2)
-    expected = everything(whole, fitted(whole, alike(), [SaveAt(tmp_path, (stop,))]))
-    model = safe(num_classes=2)
-    run = fitted(model, alike(), ckpt_path=tmp_path / f"step{stop}.ckpt")
+    """In the middle of a session, and after its last batch but before its end: the last session's too."""
+    assert_resumes(tmp_path, SaveAt(tmp_path, steps=(stop,)), f"step{stop}.ckpt")
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_resume_from_another_callback_at_the_end_of_an_epoch(tmp_path, epoch):
+    """Callbacks' ends come before the module's own; after the last, Lightning has nothing left to run."""
+    assert_resumes(tmp_path, SaveAt(tmp_path, epochs=(epoch,)), f"epoch{epoch}.ckpt")
+
+
+def assert_resumes(folder, save, name):
+    """A run that goes on from a checkpoint leaves what one without a stop does, in the logger as well."""
+    whole, log = safe(num_classes=2), CSVLogger(folder, "whole")
+    expected = everything(whole, fitted(whole, alike(), [save], logger=log))
+    saved = torch.load(folder / name, weights_only=True)["safe"]
+    model, again = safe(num_classes=2), CSVLogger(folder, "resumed")
+    run = fitted(model, alike(), ckpt_path=folder / name, logger=again)
     assert_identical(everything(model, run), expected)
+    assert model.ended == 2
+    assert len(ends(log)) == 2
+    assert ends(again) == ends(log)[saved["ended"] :]
+
+
+def ends(logger):
+    """What was logged at the ends of sessions."""
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    name = "continual/aggregate_accuracy"
+    return [float(row[name]) for row in rows if row.get(name)]
 
 
 def test_a_checkpoint_without_the_backbone(tmp_path):

@@ -74,8 +74,8 @@ def test_the_matrix_of_one_session_is_a_matrix():
     metric = fill([[3]], [[4]])
     batch = ContinualAccuracy(1).forward(torch.tensor([0, 1]), torch.tensor([0, 0]), 0, 0)
     assert batch["matrix"].tolist() == [[0.5]]
-    for given in (metric, metric, pickle.loads(pickle.dumps(metric))):
-        values = given.compute()
+    for one in (metric, metric, pickle.loads(pickle.dumps(metric))):
+        values = one.compute()
         assert values.pop("matrix").tolist() == [[0.75]]
         assert all(value.ndim == 0 for value in values.values())
 
