@@ -361,6 +361,11 @@ if __name__ == "__main__":
 """
 
 
+def hear_interrupts():
+    """A process started in the background of a shell is deaf to Ctrl-C, and so are its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_real_signal_leaves_a_checkpoint_and_the_offline_wandb_run(tmp_path, sent):
@@ -368,7 +373,8 @@ def test_a_real_signal_leaves_a_checkpoint_and_the_offline_wandb_run(tmp_path, s
     (tmp_path / "endless.yaml").write_text(yaml.safe_dump({"trainer": QUICK | {"max_epochs": -1}}))
     environment = os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "endless.py", "fit"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as child:
+    options = {"stdout": subprocess.PIPE, "env": environment, "text": True}
+    with subprocess.Popen(command, preexec_fn=hear_interrupts, **options) as child:
         try:
             assert any(line.startswith("epoch 3") for line in child.stdout)
             child.send_signal(sent)

@@ -63,7 +63,8 @@ def test_the_recipe_understands_every_parameter(path, monkeypatch, capsys):
     for name, value in chosen.items():
         at = printed
         for key in name.split("."):
-            at = at[-1]["init_args"] if isinstance(at, list) else at
+            at = at[-1] if isinstance(at, list) else at
+            at = at["init_args"] if key not in at else at
             at = at[key]
         assert at == value, name
 
