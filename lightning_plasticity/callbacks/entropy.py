@@ -18,6 +18,7 @@ from lightning_plasticity.callbacks.plasticity_signals import (
     SlowWeights,
 )
 from lightning_plasticity.callbacks.sparse_training import SparseTraining
+from lightning_plasticity.callbacks.support import callbacks_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -227,8 +228,7 @@ class EntropyController(Callback):
                 "not whole there at the moment they are read. Tested: single device and ddp."
             )
         if isinstance(self.effect, Consolidation) and any(
-            isinstance(callback, SparseTraining)
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            isinstance(callback, SparseTraining) for callback in callbacks_of(trainer)
         ):
             raise MisconfigurationException(
                 "EntropyController(effect='consolidation') beside sparse training would bring masked weights "

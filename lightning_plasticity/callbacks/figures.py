@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_plasticity.callbacks.support import callbacks_of
 from lightning_plasticity.figures import require_matplotlib, save_figure
 from lightning_plasticity.runs import run_folder
 
@@ -90,7 +91,7 @@ class FigureLogger(Callback):
         for function in self._functions:
             name = getattr(function, "__name__", type(function).__name__)
             yield name, _checked(function(trainer, module), name, name)
-        for owner in (*trainer.callbacks, module):  # type: ignore[attr-defined]
+        for owner in (*callbacks_of(trainer), module):
             method = getattr(owner, "figures", None)
             if callable(method):
                 for name, figure in method().items():

@@ -16,6 +16,7 @@ from lightning_plasticity.callbacks.branches import (
 )
 from lightning_plasticity.callbacks.run_length import epochs_of
 from lightning_plasticity.callbacks.sparse_training import SparseTraining
+from lightning_plasticity.callbacks.support import callbacks_of
 from lightning_plasticity.sparsity.schedules import check_fraction
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class PruningPlasticity(Callback):
 
 def sparse_callbacks(trainer: Trainer) -> list[SparseTraining]:
     """The sparse training callbacks of a run."""
-    return [c for c in trainer.callbacks if isinstance(c, SparseTraining)]  # type: ignore[attr-defined]
+    return [c for c in callbacks_of(trainer) if isinstance(c, SparseTraining)]
 
 
 def learning_rate(trainer: Trainer) -> float:

@@ -6,6 +6,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_plasticity.callbacks.support import callbacks_of
 from lightning_plasticity.sparsity.config import SparsityConfig
 
 ENDLESS = 2**62
@@ -39,7 +40,7 @@ def epochs_of(trainer: Trainer) -> int | None:
 
 def accumulation_changes(trainer: Trainer) -> bool:
     """Whether a GradientAccumulationScheduler changes the batches of an optimizer step during the run."""
-    return any(len(getattr(callback, "scheduling", None) or {}) > 1 for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return any(len(getattr(callback, "scheduling", None) or {}) > 1 for callback in callbacks_of(trainer))
 
 
 def scheduled_steps(trainer: Trainer, config: SparsityConfig, given: int | None, who: str) -> int:

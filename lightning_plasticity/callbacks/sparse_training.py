@@ -15,6 +15,7 @@ from lightning_plasticity.callbacks.claims import by_optimizer, check_claims, co
 from lightning_plasticity.callbacks.run_length import few_updates, scheduled_steps
 from lightning_plasticity.callbacks.support import (
     batch_size,
+    callbacks_of,
     check_equal_masks,
     check_strategy,
     log_now,
@@ -196,7 +197,7 @@ class SparseTraining(Callback):
 
     def _others(self, trainer: Trainer) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """What every other sparse training callback masks."""
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
+        for other in callbacks_of(trainer):
             if other is not self and isinstance(other, SparseTraining):
                 yield from ((type(other).__name__, engine.parameters) for _, engine in other._engines)
 
@@ -240,7 +241,7 @@ class SparseTraining(Callback):
 
         Trial steps of learning-rate and batch-size finders, which take the callbacks away, count nowhere.
         """
-        if self not in trainer.callbacks:  # type: ignore[attr-defined]
+        if self not in callbacks_of(trainer):
             return
         for owner, engine in self._engines:
             if owner is optimizer and engine.begin() and unscales_itself(trainer, optimizer):

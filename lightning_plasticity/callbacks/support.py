@@ -32,6 +32,11 @@ _REASONS = {
 }
 
 
+def callbacks_of(trainer: Trainer) -> list[Any]:
+    """The trainer's callbacks, which Lightning sets without declaring them."""
+    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
+
+
 def check_strategy(trainer: Trainer, who: str) -> None:
     """Refuse strategies under which masks would silently go wrong.
 
@@ -109,7 +114,7 @@ def mask_averages(trainer: Trainer, masks: "Mapping[str, Tensor]") -> None:
     An average over time is denser than any of its masks. After this it is as sparse as the newest one, and
     stays so, because the weights that it goes on averaging are.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks_of(trainer):
         average = getattr(callback, "_average_model", None)
         if isinstance(average, nn.Module):
             model = average.module if isinstance(average, AveragedModel) else average

@@ -3,8 +3,9 @@
 Each name is imported on first use: losses and heads are plain torch, the module brings Lightning.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from lightning_plasticity.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lightning_plasticity.continual.aggregation import aggregate as aggregate
@@ -34,15 +35,4 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> object:
-    """Imports a part when it is first asked for."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    """Lists the parts."""
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -1,5 +1,6 @@
 """A LightningModule that learns in sessions: when each begins and ends, also in a run that goes on."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -15,7 +16,7 @@ from lightning_plasticity.continual.processes import Processes
 AT_ONCE = 4  # batches in one pass without gradients, which needs less memory
 
 
-class SessionModule(LightningModule):
+class SessionModule(LightningModule, ABC):
     """Sessions as ranges of epochs of one fit, each begun and ended once.
 
     A session begins with its first epoch and ends with its last. Lightning leaves out hooks where a run goes
@@ -34,17 +35,17 @@ class SessionModule(LightningModule):
         self._at: int | None = None  # the session that `locate` was told of in this fit
         self._restored = 0, 0  # epochs and steps of the checkpoint that the run goes on from
 
+    @abstractmethod
     def locate(self, old: int, seen: int) -> None:
         """Takes the numbers of classes before the current session, and with it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin_session(self, session: int) -> None:
         """Gets ready for a session's first batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end_session(self, session: int) -> dict[str, float]:
         """Takes in what a session gave, after its last batch; gives the numbers to log."""
-        raise NotImplementedError
 
     # --- hooks ---
 

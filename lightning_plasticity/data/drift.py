@@ -102,6 +102,10 @@ class DriftData(LightningDataModule):
         stream = _Stream(self._train, self.phases * self.steps_per_phase, self)
         return DataLoader(stream, batch_size=None, shuffle=False)
 
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """None: nothing is chosen on this stream, and what is measured on the way takes :meth:`test_set`."""
+        return []
+
     def test_set(self, condition: int) -> Batch:
         """All test images of one condition and their labels, float32 [N, C, H, W] and int64 [N]."""
         return self._test[condition]

@@ -9,5 +9,5 @@ from tests.distributed.launch import run_two
 def folder(request, tmp_path_factory):
     """Where the two processes of the file's ``STRATEGY`` have left what they did."""
     path = tmp_path_factory.mktemp(request.module.STRATEGY)
-    run_two(request.module.STRATEGY, path)
+    run_two("tests.distributed.worker", path, request.module.STRATEGY)
     return path

@@ -1,4 +1,4 @@
-"""Start two processes of the worker, and compare what they did with one process."""
+"""Start two processes of a worker, and compare what they did with one process."""
 
 import os
 import socket
@@ -10,21 +10,21 @@ from typing import Any
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TIMEOUT = 240
+TIMEOUT = 400
 
 
-def run_two(strategy: str, folder: Path) -> None:
-    """Run every scenario of a strategy in two processes; a failure shows what both of them printed."""
+def run_two(module: str, folder: Path, *more: str) -> None:
+    """Run ``python -m module <rank> <port> <folder> ...`` twice; a failure shows what both printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.distributed.worker"]
+    command = [sys.executable, "-m", module]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     logs = [folder / f"log.{rank}" for rank in range(2)]
     processes = []
     for rank, log in enumerate(logs):
         with log.open("w") as output:
-            arguments = [*command, str(rank), str(port), str(folder), strategy]
+            arguments = [*command, str(rank), str(port), str(folder), *more]
             processes.append(
                 subprocess.Popen(arguments, cwd=REPOSITORY, env=environment, stdout=output, stderr=output)
             )

@@ -1,42 +1,22 @@
 """Two gloo processes: averaged updates equal one process with both agents; seeds stay apart; resuming."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from lightning_plasticity.data.trajectories import Walker
 from lightning_plasticity.hippocampus import HippocampalFormation, LocalPlasticity
+from tests.distributed.launch import results as results_of
+from tests.distributed.launch import run_two
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, repository):
-    """What both processes returned; a failure shows what they printed."""
+def results(tmp_path_factory):
+    """What both processes returned."""
     folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        command = [sys.executable, "-m", "tests.hippocampus.ddp_worker", str(rank), str(port), str(folder)]
-        with (folder / f"log.{rank}").open("w") as log:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            processes.append(
-                subprocess.Popen(command, cwd=repository, env=environment, stdout=log, stderr=log)
-            )
-    try:
-        codes = [process.wait(300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], "\n".join((folder / f"log.{rank}").read_text()[-3000:] for rank in range(2))
-    return [torch.load(folder / f"result.{rank}.pt", weights_only=True) for rank in range(2)]
+    run_two("tests.hippocampus.ddp_worker", folder)
+    return results_of(folder, "result")
 
 
 def one_process(reduction):

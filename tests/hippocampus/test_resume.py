@@ -7,6 +7,7 @@ import torch
 from lightning_plasticity.callbacks import PathIntegrationTest, Remap
 from lightning_plasticity.data import LatentData, TrackData
 from lightning_plasticity.hippocampus import HippocampalFormation
+from tests.identical import assert_identical
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
@@ -48,22 +49,6 @@ def everything(run, model, data):
         "eta": model.eta,
         "data": data.state_dict(),
     }
-
-
-def assert_identical(one, other, where="run"):
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key, value in one.items():
-            assert_identical(value, other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_identical(a, b, f"{where}[{index}]")
-    else:
-        assert one == other, where
 
 
 def run(make_trainer, preset, callbacks=(), ckpt_path=None, engine="auto", seed=0, **options):

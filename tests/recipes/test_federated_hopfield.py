@@ -1,8 +1,6 @@
 """The recipe through its own command line, on real digits and on random archetypes."""
 
 import re
-import runpy
-import sys
 
 import pytest
 
@@ -10,15 +8,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),  # Lightning's own
 ]
-
-
-def run(monkeypatch, repository, *arguments):
-    """Runs the recipe as a script."""
-    script = repository / "recipes" / "federated_hopfield.py"
-    options = ["fit", "--trainer.enable_progress_bar=false", "--wandb=false", *arguments]
-    monkeypatch.setattr(sys, "argv", [str(script), *options])
-    monkeypatch.syspath_prepend(str(script.parent))
-    runpy.run_path(str(script), run_name="__main__")
+QUICK = ["fit", "--trainer.enable_progress_bar=false", "--wandb=false"]
 
 
 def number(text, pattern):
@@ -32,8 +22,8 @@ def clients(text):
     return {int(row[0]): row[1:] for row in rows}
 
 
-def test_digits_are_found_kept_and_completed(monkeypatch, repository, capsys, tmp_path):
-    run(monkeypatch, repository, "--trainer.max_epochs=18")
+def test_digits_are_found_kept_and_completed(recipe, repository, capsys, tmp_path):
+    recipe("federated_hopfield", *QUICK, "--trainer.max_epochs=18")
     out = capsys.readouterr().out
     assert "10 archetypes found, not told; true: 10; spurious: 0" in out
     assert number(out, r"worst ([\d.]+)\n") >= 0.98
@@ -50,9 +40,11 @@ def test_digits_are_found_kept_and_completed(monkeypatch, repository, capsys, tm
     assert figures == {"spectrum", "archetypes", "magnetisation", "plasticity"}
 
 
-def test_synthetic_archetypes_of_which_nobody_sees_all(monkeypatch, repository, capsys):
+def test_synthetic_archetypes_of_which_nobody_sees_all(recipe, repository, capsys):
     synthetic = repository / "recipes" / "federated_hopfield_synthetic.yaml"
-    run(monkeypatch, repository, f"--config={synthetic}", "--trainer.max_epochs=5", "--seed_everything=3")
+    recipe(
+        "federated_hopfield", *QUICK, f"--config={synthetic}", "--trainer.max_epochs=5", "--seed_everything=3"
+    )
     out = capsys.readouterr().out
     assert "20 archetypes found, not told; true: 20; spurious: 0" in out
     table = clients(out)

@@ -1,8 +1,6 @@
 """The recipe through its own command line, with each of its configurations."""
 
 import re
-import runpy
-import sys
 
 import pytest
 
@@ -13,14 +11,12 @@ pytestmark = [
 
 
 @pytest.fixture
-def run(monkeypatch, repository, capsys):
-    """Runs the recipe as a script; what it prints."""
+def run(recipe, repository, capsys):
+    """Runs the recipe; what it prints."""
     recipes = repository / "recipes"
 
     def run(command, *arguments):
-        monkeypatch.setattr(sys, "argv", [str(recipes / "hippocampus.py"), command, *arguments])
-        monkeypatch.syspath_prepend(str(recipes))
-        runpy.run_path(str(recipes / "hippocampus.py"), run_name="__main__")
+        recipe("hippocampus", command, *arguments)
         return capsys.readouterr().out
 
     def fit(*arguments):

@@ -1,22 +1,12 @@
 """The comparison of streams, and theory against simulation, through their own command lines."""
 
 import csv
-import runpy
-import sys
 
 import pytest
 
 
-def run(monkeypatch, repository, name, *arguments):
-    """Runs a recipe as a script."""
-    script = repository / "recipes" / f"{name}.py"
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-    monkeypatch.syspath_prepend(str(script.parent))
-    runpy.run_path(str(script), run_name="__main__")
-
-
-def test_streams(monkeypatch, repository, capsys, tmp_path):
-    run(monkeypatch, repository, "hopfield_streams", "--methods=[spectral_entropy,agreement]", "--seeds=1",
+def test_streams(recipe, capsys, tmp_path):
+    recipe("hopfield_streams", "--methods=[spectral_entropy,agreement]", "--seeds=1",
         '--only=["K = 4","a client with NaN"]', "--output=out")  # fmt: skip
     with (tmp_path / "out" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -34,8 +24,8 @@ def test_streams(monkeypatch, repository, capsys, tmp_path):
     assert table[2] in capsys.readouterr().out
 
 
-def test_theory(monkeypatch, repository, capsys, tmp_path):
-    run(monkeypatch, repository, "hopfield_theory", "--examples=[200]", "--batches=3", "--output=out")
+def test_theory(recipe, capsys, tmp_path):
+    recipe("hopfield_theory", "--examples=[200]", "--batches=3", "--output=out")
     with (tmp_path / "out" / "theory.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8

@@ -1,8 +1,6 @@
 """The recipe through its own command line, on real digits and on artificial stimuli."""
 
 import re
-import runpy
-import sys
 
 import pytest
 
@@ -10,15 +8,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),  # Lightning's own
 ]
-
-
-def run(monkeypatch, repository, *arguments):
-    """Runs the recipe as a script; its figures."""
-    script = repository / "recipes" / "intrinsic_plasticity.py"
-    options = ["fit", "--trainer.enable_progress_bar=false", "--wandb=false", *arguments]
-    monkeypatch.setattr(sys, "argv", [str(script), *options])
-    monkeypatch.syspath_prepend(str(script.parent))
-    runpy.run_path(str(script), run_name="__main__")
+QUICK = ["fit", "--trainer.enable_progress_bar=false", "--wandb=false"]
 
 
 def accuracies(text, method):
@@ -27,8 +17,8 @@ def accuracies(text, method):
     return [float(value) for value in line[1].split()]
 
 
-def test_digits(monkeypatch, repository, capsys, tmp_path):
-    run(monkeypatch, repository, "--trainer.max_epochs=8", "--model.warmup_epochs=3")
+def test_digits(recipe, repository, capsys, tmp_path):
+    recipe("intrinsic_plasticity", *QUICK, "--trainer.max_epochs=8", "--model.warmup_epochs=3")
     out = capsys.readouterr().out
     learned, flat = (accuracies(out, name) for name in ("intrinsic plasticity", "normalising mixture"))
     assert len(learned) == len(flat) == 7
@@ -44,9 +34,9 @@ def test_digits(monkeypatch, repository, capsys, tmp_path):
     assert figures == {"weights", "intensities", "intensities_over_time", "weights_over_time", "contrast"}
 
 
-def test_bumps_are_told_apart_by_intensity_alone(monkeypatch, repository, capsys):
-    run(monkeypatch, repository, "--data.kind=bumps", "--model.num_classes=8", "--trainer.max_epochs=8",
-        "--model.rule=em")  # fmt: skip
+def test_bumps_are_told_apart_by_intensity_alone(recipe, repository, capsys):
+    bumps = ["--data.kind=bumps", "--model.num_classes=8", "--trainer.max_epochs=8", "--model.rule=em"]
+    recipe("intrinsic_plasticity", *QUICK, *bumps)
     out = capsys.readouterr().out
     assert accuracies(out, "intrinsic plasticity")[3] > 80
     assert accuracies(out, "normalising mixture")[3] < 60

@@ -2,8 +2,6 @@
 
 import csv
 import re
-import runpy
-import sys
 
 import pytest
 import yaml
@@ -20,19 +18,10 @@ pytestmark = [
 SMALL = ["--data.dataset=digits", "--data.sessions=[4,3,3]", "--data.image_size=24"]
 
 
-def run(monkeypatch, repository, *arguments):
-    """Runs the recipe as a script."""
-    script = repository / "recipes" / "safe.py"
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-    monkeypatch.syspath_prepend(str(script.parent))
-    runpy.run_path(str(script), run_name="__main__")
-
-
 @pytest.mark.slow
-def test_fit(monkeypatch, repository, capsys, tmp_path):
+def test_fit(recipe, repository, capsys, tmp_path):
     """Small digits, few epochs, on the real backbone."""
-    run(
-        monkeypatch, repository, "fit", "--trainer.enable_progress_bar=false", "--wandb=false", *SMALL,
+    recipe("safe", "fit", "--trainer.enable_progress_bar=false", "--wandb=false", *SMALL,
         "--data.epochs_per_session=[1,1,1]", "--model.prediction={random_features: 300, views: 1}",
     )  # fmt: skip
     out = capsys.readouterr().out
@@ -51,10 +40,9 @@ def test_fit(monkeypatch, repository, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_ablation(monkeypatch, repository, capsys, tmp_path):
+def test_ablation(recipe, repository, capsys, tmp_path):
     """Two runs, of which one goes on from the other's first session; a variant's row each."""
-    run(
-        monkeypatch, repository, "ablation", "--orders=1", "--runs=[SAFE,not aligned,frozen]",
+    recipe("safe", "ablation", "--orders=1", "--runs=[SAFE,not aligned,frozen]",
         "--dataset=digits", "--sessions=[6,4]", "--epochs=[1,1]", "--image_size=24",
         "--prediction.random_features=200", "--output=compared",
     )  # fmt: skip

@@ -2,25 +2,10 @@
 
 import csv
 import json
-import runpy
-import sys
 
 import pytest
 
 QUICK = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--wandb=false"]
-
-
-@pytest.fixture
-def recipe(repository, monkeypatch):
-    """Run a recipe as ``python recipes/<name>.py <arguments>`` does, in this process."""
-
-    def run(name, *arguments):
-        path = repository / "recipes" / f"{name}.py"
-        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
-        monkeypatch.syspath_prepend(str(path.parent))  # as python does for a script
-        return runpy.run_path(str(path), run_name="__main__")
-
-    return run
 
 
 def test_fit_ends_sparse_with_summary_and_figures(recipe, tmp_path, capsys, caplog):

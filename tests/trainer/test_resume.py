@@ -15,6 +15,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_plasticity.callbacks import SET, GraNet, RigL, StaticSparsity
+from tests.identical import assert_identical
 from tests.trainer.modules import ConvNet, ScoredNet, TwoPlayers, adamw, digits, loader, make_trainer, sgd
 
 pytestmark = [
@@ -73,24 +74,6 @@ def everything(trainer, sparse):
         "step": trainer.global_step,
         "logged": trainer.callback_metrics["sparsity/density"],
     }
-
-
-def assert_identical(one, other, where="run"):
-    """Equal to the last bit, through all containers."""
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key, value in one.items():
-            assert_identical(value, other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_identical(a, b, f"{where}[{index}]")
-    else:
-        assert one == other, where
 
 
 def resume_everywhere(tmp_path, make_module, make_sparse, stops, **options):

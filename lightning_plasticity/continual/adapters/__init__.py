@@ -3,8 +3,9 @@
 Each name is imported on first use: the tuners extend peft's classes, and so need peft on import.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from lightning_plasticity.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lightning_plasticity.continual.adapters.bottleneck import BottleneckConfig as BottleneckConfig
@@ -24,21 +25,15 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
+_import_name, __dir__ = lazy_names(__name__, _HOME)
 
 
 def __getattr__(name: str) -> object:
-    """Import a part when it is first asked for."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a part when it is first asked for, or say which extra it needs."""
     try:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        return _import_name(name)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "peft":
             raise
         message = "adapters need peft: pip install 'lightning-plasticity[recipes]'"
         raise ModuleNotFoundError(message, name="peft") from error
-
-
-def __dir__() -> list[str]:
-    """List the parts."""
-    return sorted({*globals(), *_HOME})

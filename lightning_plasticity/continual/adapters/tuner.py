@@ -1,6 +1,7 @@
 """What SSF, the bottleneck and deep prompts share: how peft finds, wraps and unwraps their modules."""
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -52,9 +53,9 @@ class Layer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter: str | list[str] = []
 
+    @abstractmethod
     def update_layer(self, adapter_name: str, config: Any) -> None:
         """Add an adapter."""
-        raise NotImplementedError
 
     def acting(self) -> list[str]:
         """Names of the adapters that change the output now."""
@@ -80,9 +81,9 @@ class Tuner(BaseTuner):
     tuner_layer_cls: type[Layer]
     fitting = ""  # what a module must be, in words
 
+    @abstractmethod
     def fits(self, module: nn.Module) -> bool:
         """Whether this method can adapt a module."""
-        raise NotImplementedError
 
     def is_default(self, module: nn.Module) -> bool:
         """Whether this method adapts a module unless told otherwise."""
