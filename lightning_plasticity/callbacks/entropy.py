@@ -102,10 +102,17 @@ class EntropyController(Callback):
             logits_from,
             f"belongs to signal='predictive', not to {signal!r}",
         )
+        needs_slow = signal == "agreement" or effect == "consolidation"
+        _require(needs_slow or memory == 0.99, "memory", memory, "belongs to 'agreement' and 'consolidation'")
+        _require(
+            effect == "consolidation" or pull == 0.1,
+            "pull",
+            pull,
+            f"belongs to effect='consolidation', not to {effect!r}",
+        )
         self.floor, self.ceiling, self.entropy_range = floor, ceiling, (low, high)
         self.smoothing = smoothing
         self.groups = None if groups is None else list(groups)
-        needs_slow = signal == "agreement" or effect == "consolidation"
         slow = SlowWeights(memory)
         self.slow = slow if needs_slow else None
         self.signal: Signal = _choose("signal", signal, {
@@ -118,10 +125,14 @@ class EntropyController(Callback):
             "consolidation": lambda: Consolidation(slow, pull),
             "module": ToModule,
         })  # fmt: skip
-        self.entropy: float | None = None
-        self.w = ceiling
-        self.curve: list[list[float]] = []
         self._handles: list[Any] = []
+        self._resumes = False
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.entropy: float | None = None
+        self.w = self.ceiling
+        self.curve: list[list[float]] = []
         self._stride = 1
 
     # ------------------------------------------------------------------------------------------- the run
@@ -129,6 +140,9 @@ class EntropyController(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks everything up that was named, and attaches to the optimizers."""
         self._check_run(trainer)
+        if not self._resumes:  # one callback may serve several fits
+            self._start_anew()
+        self._resumes = False
         steered = self._steered(trainer)
         names = {id(p): name for name, p in pl_module.named_parameters() if p.requires_grad}
         if self.slow is not None:
@@ -215,7 +229,8 @@ class EntropyController(Callback):
         self.curve = [list(point) for point in state_dict["curve"]]
         self._stride = state_dict["stride"]
         if self.slow is not None:
-            self.slow.average = dict(state_dict["slow_weights"])
+            self.slow.loaded = dict(state_dict["slow_weights"])
+        self._resumes = True
 
     # ------------------------------------------------------------------------------------------- within
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_plasticity.callbacks.plasticity_signals import SlowWeights
@@ -38,18 +38,30 @@ class LearningRate:
     def attach(
         self, module: LightningModule, optimizer: Optimizer, groups: Sequence[int], w: Plasticity
     ) -> list[RemovableHandle]:
-        """Hook before and after ``optimizer.step``."""
+        """Hook before and after ``optimizer.step``.
+
+        Raises:
+            MisconfigurationException: For LBFGS, which reads its rate before the closure that w comes from.
+        """
+        if isinstance(optimizer, LBFGS):
+            raise MisconfigurationException(
+                "effect='learning_rate' cannot steer LBFGS, which reads its rate before gradients are there: "
+                "use effect='consolidation', or another optimizer"
+            )
         scheduled: list[Any] = []
+        depth = 0  # a step that calls super().step() runs its hooks in both
 
         def scale() -> None:
-            steered = [optimizer.param_groups[index] for index in groups]  # loading makes new ones
-            scheduled[:] = [_value(group["lr"]) for group in steered]
-            for group, rate in zip(steered, scheduled, strict=True):
-                _set_rate(group, rate * w())
+            for index, rate in zip(groups, scheduled, strict=True):  # by index: loading makes new groups
+                _set_rate(optimizer.param_groups[index], rate * w())
 
         def before(optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             positional = len(args) > 1
             closure = args[1] if positional else kwargs.get("closure")
+            nonlocal depth
+            depth += 1
+            if depth == 1:
+                scheduled[:] = [_value(optimizer.param_groups[index]["lr"]) for index in groups]
             if closure is None:
                 scale()
                 return None
@@ -64,6 +76,10 @@ class LearningRate:
             return args, {**kwargs, "closure": closure_then_scale}
 
         def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            nonlocal depth
+            depth -= 1
+            if depth:
+                return
             for index, rate in zip(groups, scheduled, strict=True):
                 _set_rate(optimizer.param_groups[index], rate)
 

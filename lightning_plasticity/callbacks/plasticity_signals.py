@@ -28,6 +28,7 @@ class SlowWeights:
     def __init__(self, memory: float) -> None:
         self.memory = memory
         self.average: dict[str, Tensor] = {}
+        self.loaded: dict[str, Tensor] | None = None  # from a checkpoint, for the fit that goes on from it
         self._of: dict[Optimizer, dict[str, nn.Parameter]] = {}
 
     @torch.no_grad()
@@ -39,16 +40,17 @@ class SlowWeights:
         """
         self._of = {optimizer: dict(named) for optimizer, named in parameters.items()}
         named = {name: p for own in self._of.values() for name, p in own.items()}
-        loaded, here = self.average, {name: tuple(p.shape) for name, p in named.items()}
-        there = {name: tuple(a.shape) for name, a in loaded.items()}
-        if loaded and here != there:
+        loaded, self.loaded = self.loaded, None
+        here = {name: tuple(p.shape) for name, p in named.items()}
+        there = here if loaded is None else {name: tuple(a.shape) for name, a in loaded.items()}
+        if here != there:
             different = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
             raise MisconfigurationException(
                 f"EntropyController's stored average of the weights differs from the steered parameters in "
                 f"{different}: resume with the model and the groups of the stored run"
             )
         self.average = {
-            name: loaded[name].to(p.device, copy=True) if loaded else p.detach().clone()
+            name: p.detach().clone() if loaded is None else loaded[name].to(p.device, copy=True)
             for name, p in named.items()
         }
 

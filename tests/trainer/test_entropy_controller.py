@@ -123,6 +123,39 @@ def test_tensor_learning_rates_stay_the_same_tensors():
     assert seen[0][0][1] == pytest.approx(0.01)
 
 
+def test_a_closure_that_is_called_twice_scales_once():
+    """As optimizers that look twice do; LBFGS, which reads its rate first, is refused."""
+
+    class Twice(torch.optim.SGD):
+        def step(self, closure):
+            closure()
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    rates = []
+    trainer = fit(
+        Net(lambda groups: Twice(groups, lr=0.1)), EntropyController("module", floor=0.5, ceiling=0.5)
+    )
+    assert set(rates) == {0.05}
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
+    lbfgs = Net(lambda groups: torch.optim.LBFGS([p for g in groups for p in g["params"]]))
+    with pytest.raises(MisconfigurationException, match="cannot steer LBFGS"):
+        fit(lbfgs, EntropyController("module"))
+
+
+def test_a_second_fit_starts_anew():
+    """Neither the average of another net nor its plasticity is taken along."""
+    controller = EntropyController("module", "consolidation", floor=0.0, ceiling=0.5, memory=0.0)
+    fit(Net(), controller)
+    make = lambda groups: torch.optim.SGD(groups, lr=0.0)  # noqa: E731
+    other = Net(make)
+    with torch.no_grad():
+        other.head.weight.fill_(5.0)
+    fit(other, controller, steps=3)
+    assert (other.head.weight == 5).all()
+    assert [point[0] for point in controller.curve] == [1, 2, 3]
+
+
 def test_consolidation_pulls_back_to_the_slow_average():
     """One step by hand: SGD, then (1 - w) pull of the way to the start, which the average still is."""
     options = {"floor": 0.0, "ceiling": 0.5, "smoothing": 0.0, "pull": 0.4, "memory": 0.75}
@@ -189,13 +222,15 @@ def test_agreement_by_hand():
 
 def test_no_news_changes_nothing():
     """An entropy that is not finite, or None, leaves w as it was."""
-    module, controller = Net(), EntropyController("module", smoothing=0.0)
-    fit(module, controller, steps=2)
-    w = controller.w
-    for nothing in (None, math.nan, math.inf):
-        module.plasticity_entropy = nothing
-        fit(module, controller, steps=1)
-        assert controller.w == w
+
+    class News(Net):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.plasticity_entropy = (0.5, None, math.nan, math.inf)[batch_idx]
+
+    controller = EntropyController("module", smoothing=0.0)
+    fit(News(), controller, steps=4)
+    assert [point[0] for point in controller.curve] == [1, 2, 3, 4]
+    assert [point[2] for point in controller.curve] == pytest.approx([0.55] * 4)
 
 
 def test_a_skipped_fp16_step_leaves_the_rate_alone():
@@ -301,8 +336,10 @@ def test_the_curve_stays_short(monkeypatch):
         ({"entropy_range": (0.5, 0.5)}, "entropy_range"),
         ({"smoothing": 1.0}, "smoothing=1.0"),
         ({"memory": -0.1}, "memory=-0.1"),
-        ({"pull": 0.0}, "pull=0.0"),
+        ({"effect": "consolidation", "pull": 0.0}, "pull=0.0"),
         ({"logits_from": "head"}, "belongs to signal='predictive'"),
+        ({"pull": 0.5}, "belongs to effect='consolidation'"),
+        ({"signal": "module", "memory": 0.5}, "belongs to 'agreement' and 'consolidation'"),
     ],
 )
 def test_bad_arguments(options, message):
