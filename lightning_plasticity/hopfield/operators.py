@@ -90,6 +90,11 @@ def nystrom(product: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     return q @ left.to(product.dtype), (singular**2 - shift).clamp(min=0)
 
 
+def countable(values: Tensor, width: int) -> int:
+    """Most outliers that a sketch can tell: two columns watch the noise, unless it holds the operator."""
+    return len(values) if len(values) < width else max(1, width - 2)
+
+
 @dataclass(frozen=True)
 class LocalSpectrum:
     """What a client sees by itself: outliers of its own operator above its own noise.
@@ -123,7 +128,7 @@ def local_spectrum(examples: Tensor, basis: Tensor, product: Tensor | None = Non
     if min(m, n) > GRAM_LIMIT:
         vectors, _ = nystrom(hebbian_product(examples, basis) if product is None else product, basis)
         vectors, values = nystrom(hebbian_product(examples, vectors), vectors)
-        bulk = find_outliers(values, n, size, most=min(most, max(1, len(values) - 2)))
+        bulk = find_outliers(values, n, size, most=min(most, countable(values, basis.shape[1])))
         return LocalSpectrum(values, vectors[:, : bulk.outliers], bulk, vectors * values.sqrt().to(vectors))
     small = gram(examples)
     values, rotation = torch.linalg.eigh(small)

@@ -10,7 +10,7 @@ from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.consolidation import consolidate, count_votes, find_archetypes
 from lightning_plasticity.hopfield.memory import Memory, RoundReport
 from lightning_plasticity.hopfield.messages import column, current_basis, zeros
-from lightning_plasticity.hopfield.operators import nystrom
+from lightning_plasticity.hopfield.operators import countable, nystrom
 from lightning_plasticity.hopfield.privacy import clean_eigenvalue
 from lightning_plasticity.hopfield.rounds import first_report, participants, plan
 from lightning_plasticity.hopfield.safety import REASONS
@@ -123,9 +123,8 @@ def _learn(memory: Memory, product: Tensor, basis: Tensor, fresh: float, config:
     else:
         vectors, values = nystrom(product, basis)
     size, weights, noise = memory.groups.T
-    bulk = find_outliers(
-        values.cpu(), n, size, noise, weights, most=max(1, len(values) - 2), extra_edge=std * _reach(n, width)
-    )
+    most, extra = countable(values, width), std * _reach(n, width)
+    bulk = find_outliers(values.cpu(), n, size, noise, weights, most=most, extra_edge=extra)
     effective = float(weights.sum() ** 2 / (weights**2 / size).sum())
     memory = replace(memory, vectors=vectors, eigenvalues=values.cpu(), outliers=bulk.outliers)
     saturated = bulk.outliers > width // 2

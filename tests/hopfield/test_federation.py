@@ -51,6 +51,16 @@ def test_archetypes_are_found_without_their_number(world, count, dtype):
     assert truth.overlaps(memory.archetypes).min() > 0.99
 
 
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_clean_patterns_are_all_found(world, count):
+    """Quality 1: the operator has as many eigenvalues as there are archetypes, and none is noise."""
+    truth = world(count, 300, seed=count)
+    half = [list(range(count // 2 + 1)), list(range(count // 2, count))]
+    memory = play([[truth.examples(50, support, quality=1.0) for support in half] for _ in range(2)])
+    assert len(memory.eigenvalues) == len(memory.archetypes) == count
+    assert truth.overlaps(memory.archetypes).min() == 1
+
+
 def test_the_operator_is_that_of_all_data(world):
     """After two rounds: eigenvalues of the dense blend, with the weights that the report gives."""
     truth = world(3, 120)
