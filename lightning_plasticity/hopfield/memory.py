@@ -73,7 +73,7 @@ class Memory:
         weights: `[C]` of exchange 1: the share of the operator that the server gives to each client.
         table: `[C, F]` of exchange 0, kept for exchange 1.
         plasticity: `w_c [C]` of each client when it last took part (NaN: never).
-        fingerprints: `[R, 4]` of recent contributions, by which a replay is known.
+        fingerprints: `[R, 4]` of recent contributions that counted, by which a replay is known.
         pending: `[P, N]` int8, archetypes that wait for support (`min_support` > 1).
         pending_evidence: `[P]`.
         support: `[P, C]` bool, which clients have seen them.

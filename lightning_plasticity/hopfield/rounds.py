@@ -24,10 +24,10 @@ class Plan:
     plasticity: Tensor
 
 
-def participants(table: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-    """The table without clients that are rejected or repeat themselves (or others), and all fingerprints.
+def participants(table: Tensor, memory: Memory) -> Tensor:
+    """The table without clients that are rejected or repeat themselves (or others).
 
-    A batch that was seen before is no new evidence, whether replayed in malice or by a client whose data do
+    A batch that counted before is no new evidence, whether replayed in malice or by a client whose data do
     not change.
 
     Args:
@@ -45,7 +45,13 @@ def participants(table: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
             table[client, column("rejected")] = REPEAT
         else:
             known = torch.cat([known, own[None]])
-    return table, known[-REMEMBERED_FINGERPRINTS:]
+    return table
+
+
+def remember(memory: Memory, arrived: Tensor) -> Tensor:
+    """Fingerprints `[R, 4]` with those of the clients whose share `arrived [C]` counts in the operator."""
+    own = memory.table[arrived > 0, len(COLUMNS) :]
+    return torch.cat([memory.fingerprints, own[own.any(1)]])[-REMEMBERED_FINGERPRINTS:]
 
 
 def plan(table: Tensor, memory: Memory, config: FederationConfig) -> Plan:

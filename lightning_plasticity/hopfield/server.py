@@ -12,7 +12,7 @@ from lightning_plasticity.hopfield.memory import Memory, RoundReport
 from lightning_plasticity.hopfield.messages import column, current_basis, zeros
 from lightning_plasticity.hopfield.operators import countable, nystrom
 from lightning_plasticity.hopfield.privacy import clean_eigenvalue
-from lightning_plasticity.hopfield.rounds import first_report, participants, plan
+from lightning_plasticity.hopfield.rounds import first_report, participants, plan, remember
 from lightning_plasticity.hopfield.safety import REASONS
 from lightning_plasticity.hopfield.spectrum import find_outliers
 
@@ -51,7 +51,7 @@ def _prepare(total: Mapping[str, Tensor], memory: Memory, config: FederationConf
     """After exchange 0: who takes part with which weight, and a basis of what they show."""
     table = total["table"].cpu()
     memory = count_votes(memory, total["votes"].cpu(), config)
-    table, fingerprints = participants(table, memory)
+    table = participants(table, memory)
     planned = plan(table, memory, config)
     basis = current_basis(memory, config, total["sketch"].device)
     examples = float(table[:, column("examples")].sum())
@@ -66,7 +66,6 @@ def _prepare(total: Mapping[str, Tensor], memory: Memory, config: FederationConf
         weights=planned.weights,
         table=table,
         plasticity=torch.where(planned.plasticity.isnan(), memory.plasticity, planned.plasticity),
-        fingerprints=fingerprints,
         report=first_report(table, planned, memory.report),
     )
 
@@ -100,7 +99,8 @@ def _finish(total: Mapping[str, Tensor], memory: Memory, config: FederationConfi
     old = memory.groups * torch.tensor([1.0, 1 - share, 1.0], dtype=torch.float64)
     groups = torch.cat([old[old[:, 1] > FORGOTTEN], fresh])
     variance = _noise_variance(memory, fresh, 1 - share, config)
-    ended = replace(ended, groups=groups, noise_variance=variance)
+    fingerprints = remember(memory, arrived)
+    ended = replace(ended, groups=groups, noise_variance=variance, fingerprints=fingerprints)
     return _learn(ended, product, memory.basis, share, config)
 
 

@@ -77,6 +77,24 @@ def test_two_clients_with_one_batch_count_once(world):
     assert list(memory.report.rejected) == [3]
 
 
+@pytest.mark.parametrize("lost", ["one message", "the round", "gate"])
+def test_a_batch_that_did_not_count_may_come_again(world, lost):
+    """A client that drops out between the exchanges, or is gated out, returns with the same data."""
+    truth, clients = honest(world)
+    clients[2] = truth.noise(60) if lost == "gate" else truth.examples(60, [2])
+    clients[:2] = [truth.examples(60, [0, 1]) for _ in range(2)]
+    memory = Memory.empty(200, CONFIG)
+    memory = server_step(combine(messages(clients, memory), memory, CONFIG), memory, CONFIG)
+    sent = messages(clients, memory)
+    arrived = {"one message": {0: sent[0], 1: sent[1]}, "the round": {}, "gate": sent}[lost]
+    memory = server_step(combine(arrived, memory, CONFIG), memory, CONFIG)
+    assert float(memory.report.weights[2]) == 0
+    back = federate([truth.examples(60, [0, 1]), truth.examples(60, [0, 1]), clients[2]], memory, CONFIG)
+    assert back.report.rejected == {}
+    if lost != "gate":
+        assert truth.overlaps(back.archetypes).min() > 0.99
+
+
 def messages(clients, memory):
     return {c: client_step(x, memory, CONFIG, client_id=c) for c, x in enumerate(clients)}
 
