@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # one thread for each of pytest-xdist's processes, and for their children
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 collect_ignore_glob = ["benchmarks/bench_*.py"]  # scripts that print ratios
 
 

@@ -227,8 +227,11 @@ class ClassIncrementalData(LightningDataModule):
         """Load, split and number the images, once.
 
         Raises:
-            MisconfigurationException: if a session has no training or test images.
+            MisconfigurationException: if a session has no training or test images, or if the Trainer wouldn't
+                come to the later sessions.
         """
+        if stage == "fit":  # a train_dataloader that raises would leave Lightning's changes in DataLoader
+            self._check_trainer()
         if self._selections:
             return
         splits: tuple[Split, ...] = ("train", "val", "test")
@@ -246,6 +249,21 @@ class ClassIncrementalData(LightningDataModule):
                 selections[split].append(selection)
         self._selections = selections
 
+    def _check_trainer(self) -> None:
+        trainer: Any = self.trainer
+        total = sum(self.epochs_per_session)
+        if trainer is None or trainer.fast_dev_run:
+            return
+        if self.num_sessions > 1 and trainer.reload_dataloaders_every_n_epochs != 1:
+            raise MisconfigurationException(
+                "sessions are ranges of epochs: give the Trainer reload_dataloaders_every_n_epochs=1."
+            )
+        if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= total:
+            raise MisconfigurationException(
+                f"max_epochs={trainer.max_epochs}: the sessions take {self.epochs_per_session} epochs; "
+                f"give the Trainer max_epochs={total}."
+            )
+
     def _select(self, domain: int, classes: list[int], split: Split, number: Tensor) -> Selection:
         """A session's images of one split."""
         source = self._sources[domain]["test" if split == "test" else "train"]
@@ -261,24 +279,8 @@ class ClassIncrementalData(LightningDataModule):
         return Selection(source, positions[mine], labels[mine], first)
 
     def train_dataloader(self) -> Loader:
-        """Give shuffled batches of the current session, this process's share of them.
-
-        Raises:
-            MisconfigurationException: if the Trainer wouldn't come to the later sessions.
-        """
+        """Give shuffled batches of the current session, this process's share of them."""
         epoch = self._epoch()
-        trainer: Any = self.trainer
-        total = sum(self.epochs_per_session)
-        if trainer is not None and not trainer.fast_dev_run:
-            if self.num_sessions > 1 and trainer.reload_dataloaders_every_n_epochs != 1:
-                raise MisconfigurationException(
-                    "sessions are ranges of epochs: give the Trainer reload_dataloaders_every_n_epochs=1."
-                )
-            if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= total:
-                raise MisconfigurationException(
-                    f"max_epochs={trainer.max_epochs}: the sessions take {self.epochs_per_session} epochs; "
-                    f"give the Trainer max_epochs={total}."
-                )
         images = self._images([self.session_of_epoch(epoch)], "train", augment=True)
         sampler = EpochSampler(images, self.seed, *self._processes())
         # A resumed run starts its workers before Lightning tells the sampler the epoch

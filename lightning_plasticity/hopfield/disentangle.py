@@ -67,7 +67,8 @@ def candidates(eigenvectors: Tensor, seed: int, method: str = "l1") -> tuple[Ten
         method: `"l1"` or `"lam"`.
 
     Returns:
-        States `[n, N]` int8 and their scores `||V^T z||^2 / N` `[n]`, best first, none below 1/2.
+        States `[n, N]` int8, +1 at the first neuron, and their scores `||V^T z||^2 / N` `[n]`, best first,
+        none below 1/2.
     """
     n, k = eigenvectors.shape
     generator = torch.Generator().manual_seed(seed)
@@ -80,6 +81,7 @@ def candidates(eigenvectors: Tensor, seed: int, method: str = "l1") -> tuple[Ten
             break
         w = _starts(missing, generator).to(eigenvectors)
         new = torch.cat([run(block, eigenvectors, generator) for block in torch.split(w, max(1, BLOCK // n))])
+        new = new * new[:, :1]  # a state or its negative: round-off must not choose
         states, features = torch.cat([states, new]), torch.cat([features, _features(new, eigenvectors)])
         keep = _best(states, features, eigenvectors.dtype, 6 * k + 10)
         states, features = states[keep], features[keep]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.memory import Memory
-from lightning_plasticity.hopfield.messages import WIDTH, column, stamp
+from lightning_plasticity.hopfield.messages import column, stamp, zeros
 from lightning_plasticity.hopfield.operators import tiles
 
 REASONS = (  # the code in a table's "rejected" column is the index here
@@ -18,7 +18,7 @@ REASONS = (  # the code in a table's "rejected" column is the index here
     "fewer examples than min_examples",
     "a repeat of an earlier contribution",
     "the budget of differential privacy is spent",
-    "message is not of the fixed shapes",
+    "message is not of the fixed shapes and dtypes",
     "message holds NaN or infinity",
     "message is of another round or exchange",
     "message writes into another client's row",
@@ -32,6 +32,8 @@ def inspect_examples(examples: Tensor, memory: Memory, config: FederationConfig)
         return 1
     if examples.is_floating_point() and not all(bool(torch.isfinite(tile).all()) for tile in tiles(examples)):
         return 2
+    if examples.dtype == torch.bool or examples.is_complex():
+        return 3
     if not all(bool((tile.abs() == 1).all()) for tile in tiles(examples)):
         return 3
     if 0 < len(examples) < config.min_examples:
@@ -60,15 +62,12 @@ def inspect_contribution(
         memory: as broadcast.
         config: of the federation.
     """
-    width, clients = config.sketch_width(memory.neurons), config.max_clients
-    votes = config.max_archetypes if config.min_support > 1 else 0
-    shapes = {"sketch": (memory.neurons, width), "table": (clients, WIDTH), "votes": (clients, votes)}
-    if any(tuple(contribution.get(name, torch.zeros(0)).shape) != shape for name, shape in shapes.items()):
+    if _forms(contribution) != _forms(zeros(memory, config, "meta")):
         return 7
     if not all(bool(torch.isfinite(value).all()) for value in contribution.values()):
         return 8
     row = contribution["table"][client_id]
-    others = torch.arange(clients, device=row.device) != client_id
+    others = torch.arange(config.max_clients, device=row.device) != client_id
     if bool(contribution["table"][others].any()) or bool(contribution["votes"][others].any()):
         return 10
     if not bool(contribution["table"].any()):
@@ -78,6 +77,10 @@ def inspect_contribution(
     if float(row[column("rejected")]):
         return 0 if not bool(contribution["sketch"].any()) else 11
     return 0 if _is_share(contribution["sketch"], row, client_id, basis, memory, config) else 11
+
+
+def _forms(contribution: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype, torch.layout]]:
+    return {name: (value.shape, value.dtype, value.layout) for name, value in contribution.items()}
 
 
 def _is_share(
@@ -90,10 +93,12 @@ def _is_share(
         return False
     if not all(0 <= value <= 1 for value in shares):
         return False
-    share = examples if memory.exchange == 0 else float(memory.weights[client_id])
+    share = examples
+    if memory.exchange:  # what counts is what the server knows, not what a client claims a second time
+        examples, share = float(memory.table[client_id, column("examples")]), float(memory.weights[client_id])
     noise = 0.0
     if config.dp is not None:  # noise is no operator: leave it room, six deviations of its largest value
-        std = config.dp.noise_std(int(examples or memory.table[client_id, column("examples")]))
+        std = config.dp.noise_std(max(int(examples), 1))
         noise = 6 * std * (memory.neurons**0.5 + sketch.shape[1] ** 0.5)
     core = (basis.T.to(sketch) @ sketch).double() / max(share, 1e-300)
     slack = noise + (1e-8 if sketch.dtype == torch.float64 else 1e-4)

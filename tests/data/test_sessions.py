@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_plasticity.data import ClassIncrementalData
 from lightning_plasticity.data.preparation import Preparation, random_cut, resize_and_crop
@@ -474,12 +474,13 @@ def test_resumed_equals_uninterrupted_within_and_between_sessions(tmp_path, stop
     ],
 )
 def test_a_trainer_set_up_wrongly_is_told(tmp_path, options, words):
-    model = Recorder()
+    model, init = Recorder(), DataLoader.__init__
     with pytest.raises(MisconfigurationException, match=words):
         trainer(tmp_path, enable_checkpointing=False, **options).fit(
             model, datamodule=incremental(epochs_per_session=[2, 1, 2])
         )
     assert model.shown == []
+    assert DataLoader.__init__ is init, "Lightning restores it only if no loader raises"
 
 
 @given(st.integers(1, 12), st.integers(1, 5))

@@ -1,6 +1,5 @@
 """Trained models that several tests look at; training one takes a second."""
 
-import logging
 import warnings
 from functools import partial
 
@@ -23,7 +22,6 @@ def trainer(*callbacks, **options):
 @pytest.fixture(scope="session")
 def make_trainer():
     """Makes quiet Trainers."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return trainer
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_plasticity.hopfield import (
+    DifferentialPrivacy,
     FederationConfig,
     Memory,
     client_step,
@@ -36,10 +37,14 @@ def broken(x, kind):
         return x * (torch.rand(x.shape, generator=torch.manual_seed(0)) > 0.1), "not all +1 or -1"
     if kind == "narrow":
         return x[:, :150], "N columns"
+    if kind == "bool":
+        return x > 0, "not all +1 or -1"
+    if kind == "complex":
+        return x.to(torch.complex64), "not all +1 or -1"
     return x[0], "N columns"
 
 
-@pytest.mark.parametrize("kind", ["nan", "inf", "scaled", "zeros", "narrow", "vector"])
+@pytest.mark.parametrize("kind", ["nan", "inf", "scaled", "zeros", "narrow", "vector", "bool", "complex"])
 def test_bad_data_change_nothing_but_the_report(world, kind):
     truth, clients = honest(world)
     bad, reason = broken(truth.examples(60), kind)
@@ -99,6 +104,14 @@ def messages(clients, memory):
     return {c: client_step(x, memory, CONFIG, client_id=c) for c, x in enumerate(clients)}
 
 
+DTYPES = {
+    "integer table": ("table", torch.int64),
+    "complex sketch": ("sketch", torch.complex128),
+    "bool votes": ("votes", torch.bool),
+    "half sketch": ("sketch", torch.float16),
+}
+
+
 def shift(message, kind):
     """What a careless or malicious client might send instead."""
     message = {name: value.clone() for name, value in message.items()}
@@ -108,6 +121,12 @@ def shift(message, kind):
         message["sketch"] = message["sketch"][:, :-1]
     elif kind == "missing":
         del message["table"]
+    elif kind == "surplus":
+        message["more"] = torch.zeros(1)
+    elif kind == "sparse":
+        message["table"] = message["table"].to_sparse()
+    elif kind in DTYPES:
+        message[DTYPES[kind][0]] = message[DTYPES[kind][0]].to(DTYPES[kind][1])
     elif kind == "huge":
         message["sketch"] *= 100
     elif kind == "negative":
@@ -130,6 +149,9 @@ def shift(message, kind):
         ("nan", "NaN"),
         ("narrow", "fixed shapes"),
         ("missing", "fixed shapes"),
+        ("surplus", "fixed shapes"),
+        ("sparse", "fixed shapes"),
+        *((kind, "and dtypes") for kind in DTYPES),
         ("huge", "symmetric and positive"),
         ("negative", "symmetric and positive"),
         ("random", "symmetric and positive"),
@@ -150,6 +172,22 @@ def test_bad_messages_are_dropped_and_reported(world, kind, reason, exchange):
     assert reason in memory.report.rejected[2]
     assert float(memory.report.weights[2]) == 0
     assert truth.overlaps(memory.archetypes).min() > 0.99
+
+
+@pytest.mark.parametrize("claim", [0.5, -3.0, 1e300])
+def test_a_size_claimed_in_exchange_1_is_not_used(world, claim):
+    """Neither for the room that noise of differential privacy needs, nor to end the round with an error."""
+    _, clients = honest(world)
+    config = replace(CONFIG, dp=DifferentialPrivacy(1e4, rounds=1, seed=0))
+    memory = Memory.empty(200, config)
+    for now in range(2):
+        sent = {c: client_step(x, memory, config, client_id=c) for c, x in enumerate(clients)}
+        if now:
+            sent[2]["table"][2, column("examples")] = claim
+            sent[1]["table"][1, column("examples")] = claim
+            sent[1]["sketch"] *= 100
+        memory = server_step(combine(sent, memory, config), memory, config)
+    assert list(memory.report.rejected) == [1]
 
 
 def test_a_sum_that_is_not_finite_counts_as_no_round(world):
