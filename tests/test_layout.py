@@ -64,7 +64,7 @@ def test_the_readme_has_the_two_commands_that_ci_runs(repository):
     readme = (repository / "README.md").read_text()
     commands = {
         "main": "pip install -e '.[recipes]' && python recipes/sparse_training.py fit",
-        "tests": "pip install -e '.[test]' && pytest",
+        "tests": "pip install -e '.[test]' && pytest -n 2",
     }
     for name, command in commands.items():
         assert f"<!-- command: {name} -->\n```bash\n{command}\n```\n" in readme
