@@ -48,7 +48,8 @@ class PlasticityCLI(LightningCLI):
     - **Folder**: `runs/<recipe>/version_<n>/`, or `runs/<recipe>/<run id>/` under a W&B agent. Runs that
       start at the same time never share one. `--trainer.default_root_dir` puts it elsewhere.
     - **Loggers**: a CSV logger always and, where wandb is installed, a W&B logger beside it. W&B stays
-      offline unless a login or `WANDB_MODE` says otherwise, and never asks. `--wandb=false` leaves it out. A
+      offline unless a login or `WANDB_MODE` says otherwise, and never asks. `--wandb=false` leaves it out,
+      `--wandb=artifacts` sends it the checkpoints, too. A
       `trainer.logger` of your own replaces both.
     - **Checkpoints**: unless a checkpoint callback is configured, the last one is kept, also after an
       interrupt. An interrupted fit says how to go on.
@@ -125,9 +126,10 @@ class PlasticityCLI(LightningCLI):
         """Adds `--wandb`; call `super()` when overriding."""
         parser.add_argument(
             "--wandb",
-            type=bool | Literal["auto"],
+            type=bool | Literal["auto", "artifacts"],
             default="auto",
-            help="W&B logger beside the CSV logger: true, false, or auto: where wandb is installed",
+            help="W&B logger beside the CSV logger: true, false, auto (where wandb is installed), or "
+            "artifacts (with the checkpoints)",
         )
 
     def instantiate_classes(self) -> None:
@@ -140,9 +142,10 @@ class PlasticityCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.get("logger") is None or config.get("logger") is True:
             kwargs.setdefault("logger", self._run_loggers(config))
-        elif self._get(self.config, "wandb") is True:
+        elif (wish := self._get(self.config, "wandb")) in (True, "artifacts"):
             raise MisconfigurationException(
-                "wandb=True adds to the default loggers, but trainer.logger is set: put a WandbLogger there"
+                f"wandb={wish} adds to the default loggers, but trainer.logger is set: "
+                "put a WandbLogger there"
             )
         callbacks = kwargs.setdefault("callbacks", _as_list(config.get("callbacks")))
         if config.get("enable_checkpointing") is not False and not _has_checkpoint(callbacks):

@@ -71,22 +71,26 @@ def reserve_folder(parent: str | Path, name: str | None = None) -> Path:
     raise AssertionError("there is always a next number")
 
 
-def run_loggers(root: str | Path, recipe: str, wandb: bool | Literal["auto"] = "auto") -> list[Logger]:
+def run_loggers(
+    root: str | Path, recipe: str, wandb: bool | Literal["auto", "artifacts"] = "auto"
+) -> list[Logger]:
     """Reserves a run's folder `<root>/<recipe>/<version>` and makes its loggers: CSV first, then W&B.
 
     Args:
         root: Folder of all runs.
         recipe: Name of the recipe, which becomes the W&B group.
         wandb: Whether to add the W&B logger; `"auto"`: if wandb is installed and `WANDB_MODE` is not
-            `disabled`.
+            `disabled`; `"artifacts"`: with checkpoints as artifacts.
 
     Raises:
         MisconfigurationException: If W&B is asked for but not installed, or to be online without a login.
     """
-    if wandb is True and not _wandb_installed():
-        raise MisconfigurationException("wandb=True needs wandb: pip install 'lightning-plasticity[recipes]'")
+    if wandb in (True, "artifacts") and not _wandb_installed():
+        raise MisconfigurationException(
+            f"wandb={wandb} needs wandb: pip install 'lightning-plasticity[recipes]'"
+        )
     add_wandb = (
-        _wandb_installed() and os.environ.get("WANDB_MODE") != "disabled" if wandb == "auto" else wandb
+        _wandb_installed() and os.environ.get("WANDB_MODE") != "disabled" if wandb == "auto" else bool(wandb)
     )
     mode = wandb_mode() if add_wandb else None
     if getattr(rank_zero_only, "rank", 0) != 0:  # writes nothing: Lightning asks rank zero where things go
@@ -95,7 +99,7 @@ def run_loggers(root: str | Path, recipe: str, wandb: bool | Literal["auto"] = "
     numbered = re.fullmatch(r"version_(\d+)", folder.name)
     csv = CSVLogger(root, name=recipe, version=int(numbered[1]) if numbered else folder.name)
     _ = csv.experiment  # opened while the folder is empty: it clears what it finds there, such as W&B's files
-    return [csv] if mode is None else [csv, _wandb_logger(folder, recipe, mode)]
+    return [csv] if mode is None else [csv, _wandb_logger(folder, recipe, mode, wandb == "artifacts")]
 
 
 @contextmanager
@@ -128,7 +132,7 @@ def wandb_mode() -> str:
     return wish
 
 
-def _wandb_logger(folder: Path, recipe: str, mode: str) -> WandbLogger:
+def _wandb_logger(folder: Path, recipe: str, mode: str, artifacts: bool) -> WandbLogger:
     swept = "WANDB_SWEEP_ID" in os.environ  # then the agent names the run
     return WandbLogger(
         name=None if swept else f"{recipe}/{folder.name}",
@@ -136,6 +140,7 @@ def _wandb_logger(folder: Path, recipe: str, mode: str) -> WandbLogger:
         save_dir=os.environ.get("WANDB_DIR", folder),
         group=recipe,
         mode=mode,
+        log_model=artifacts,
     )
 
 

@@ -295,6 +295,14 @@ def test_under_an_agent_the_run_id_names_the_folder_and_the_agent_names_the_run(
     assert wandb_logger._wandb_init["group"] == "toy"
 
 
+def test_checkpoints_become_artifacts_on_request(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert [run_loggers(tmp_path, "toy", wandb=wish)[1]._log_model for wish in ("artifacts", True)] == [
+        True,
+        False,
+    ]
+
+
 def test_other_ranks_reserve_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr("lightning.pytorch.utilities.rank_zero_only.rank", 1)
     assert [type(logger) for logger in run_loggers(tmp_path, "toy")] == [CSVLogger]

@@ -1,4 +1,4 @@
-"""FigureLogger: every figure of a run, as a file beside its metrics and in its loggers."""
+"""FigureLogger: every figure and table of a run, as a file beside its metrics and in its loggers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,12 +14,14 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_plasticity.callbacks.support import callbacks_of
+from lightning_plasticity.callbacks.tables import log_table
 from lightning_plasticity.figures import require_matplotlib, save_figure
 from lightning_plasticity.runs import run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 FigureFunction = Callable[[Trainer, LightningModule], Any]
 
 
@@ -30,7 +32,8 @@ class FigureLogger(Callback):
     `figures() -> Mapping[str, Figure]`. W&B gets them as images and TensorBoard as figures, named
     `figures/<name>`; other loggers have the file. They are drawn on rank zero alone, so they must not call
     collectives. If two have one name, the later is called `<name>_2`. Under `fast_dev_run` they are drawn but
-    written nowhere.
+    written nowhere. In the end the rows of `tables() -> Mapping[str, Sequence[Mapping[str, value]]]` of the
+    same owners go to `<run folder>/tables/<name>.csv` and to W&B, named `tables/<name>`.
 
     Args:
         figures: Functions `(trainer, module) -> Figure`, or their import paths such as
@@ -76,7 +79,8 @@ class FigureLogger(Callback):
             self._write(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the figures and says where they are."""
+        """Writes figures and tables, and says where the figures are."""
+        self._write_tables(trainer, pl_module)
         paths = self._write(trainer, pl_module)
         if paths:
             print(f"{len(paths)} figures in {paths[0].parent}: {', '.join(path.name for path in paths)}")
@@ -91,11 +95,14 @@ class FigureLogger(Callback):
         for function in self._functions:
             name = getattr(function, "__name__", type(function).__name__)
             yield name, _checked(function(trainer, module), name, name)
-        for owner in (*callbacks_of(trainer), module):
-            method = getattr(owner, "figures", None)
-            if callable(method):
-                for name, figure in method().items():
-                    yield name, _checked(figure, name, f"{type(owner).__name__}.figures")
+        for source, name, figure in _of_owners("figures", trainer, module):
+            yield name, _checked(figure, name, source)
+
+    @rank_zero_only
+    def _write_tables(self, trainer: Trainer, module: LightningModule) -> None:
+        tables = ((name, rows) for _, name, rows in _of_owners("tables", trainer, module))
+        for name, rows in _distinct(tables):
+            log_table(trainer, name, rows)
 
 
 @rank_zero_only
@@ -150,9 +157,17 @@ def _checked(figure: Any, name: str, source: str) -> Figure:
     return figure
 
 
-def _distinct(figures: Iterable[tuple[str, Figure]]) -> Iterator[tuple[str, Figure]]:
-    """Counts up names that occur again, so that no figure overwrites another."""
+def _of_owners(kind: str, trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str, Any]]:
+    """What callbacks and module give by their method of that name: source, name and thing."""
+    for owner in (*callbacks_of(trainer), module):
+        method = getattr(owner, kind, None)
+        if callable(method):
+            yield from ((f"{type(owner).__name__}.{kind}", name, thing) for name, thing in method().items())
+
+
+def _distinct(named: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:
+    """Counts up names that occur again, so that no figure or table overwrites another."""
     seen: Counter[str] = Counter()
-    for name, figure in figures:
+    for name, thing in named:
         seen[name] += 1
-        yield (name if seen[name] == 1 else f"{name}_{seen[name]}"), figure
+        yield (name if seen[name] == 1 else f"{name}_{seen[name]}"), thing

@@ -155,6 +155,10 @@ class SparseTraining(Callback):
         """FLOPs: ``dense`` (forward, one sample); ``forward`` and ``training`` as shares of it; or empty."""
         return self._report.flop_shares([engine for _, engine in self._engines])
 
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """The table of layers for FigureLogger: units, active units and density."""
+        return {"sparsity": self._report.layers([engine for _, engine in self._engines])}
+
     def figures(self) -> "dict[str, Figure]":
         """Figures for FigureLogger: density and accuracy over the run, density per layer."""
         return self._report.figures([engine for _, engine in self._engines])

@@ -1,7 +1,7 @@
 """What a sparse run reports at its end: accuracy, density per layer, FLOPs, connections exchanged."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -68,13 +68,17 @@ class SparsityReport:
         trained = training_flops(layers, merged_history(engines), steps, dense_gradient_steps=growing)
         return {"dense": dense, "forward": sparse / dense, "training": trained / (3 * dense * steps)}
 
-    def text(self, title: str, engines: Sequence[Sparsifier]) -> str:
-        """The summary as text."""
-        rows = [
-            (name, size, count)
+    def layers(self, engines: Sequence[Sparsifier]) -> list[dict[str, Any]]:
+        """Each layer's number of units (weights, or filters), of active ones, and density."""
+        return [
+            {"layer": name, "size": size, "active": count, "density": count / size}
             for engine in engines
             for name, size, count in zip(engine.parameters, engine.plan.sizes, engine.counts, strict=True)
         ]
+
+    def text(self, title: str, engines: Sequence[Sparsifier]) -> str:
+        """The summary as text."""
+        rows = [(row["layer"], row["size"], row["active"]) for row in self.layers(engines)]
         size, active = sum(row[1] for row in rows), sum(row[2] for row in rows)
         unit = "filters" if engines and not engines[0].config.pattern.has_unit_weights else "weights"
         width = max([5, *(len(name) for name, _, _ in rows)])

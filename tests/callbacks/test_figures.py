@@ -46,6 +46,7 @@ class FakeWandb(WandbLogger):
     def __init__(self, save_dir):
         super().__init__(save_dir=save_dir, project="project", version="run1", mode="offline")
         self.images = []
+        self.tables = []
 
     @property
     def experiment(self):
@@ -53,6 +54,9 @@ class FakeWandb(WandbLogger):
 
     def log_image(self, key, images, step=None):
         self.images.append((key, images, step))
+
+    def log_table(self, key, columns, data, step=None):
+        self.tables.append((key, columns, data, step))
 
     def log_hyperparams(self, params):
         pass
@@ -140,6 +144,24 @@ def test_figures_go_to_wandb_as_images_and_to_tensorboard_as_figures(tmp_path):
     assert path.is_file()
 
 
+class Tabulating(DrawingCallback):
+    def tables(self):
+        return {"counts": [{"layer": self.name, "size": 3}, {"layer": "b", "size": 5}], "none": []}
+
+
+def test_tables_are_files_beside_the_metrics_and_go_to_wandb(tmp_path):
+    wandb, csv = FakeWandb(tmp_path), CSVLogger(tmp_path, name="csv")
+    fit([FigureLogger(), Tabulating("a"), Tabulating("c")], [wandb, csv])
+    folder = Path(csv.log_dir, "tables")
+    assert (folder / "counts.csv").read_text().split() == ["layer,size", "a,3", "b,5"]
+    assert (folder / "counts_2.csv").read_text().split() == ["layer,size", "c,3", "b,5"]
+    assert wandb.tables == [
+        ("tables/counts", ["layer", "size"], [["a", 3], ["b", 5]], 6),
+        ("tables/counts_2", ["layer", "size"], [["c", 3], ["b", 5]], 6),
+    ]
+    assert len(list(folder.iterdir())) == 2, "a table without rows is left out"
+
+
 def test_figures_lie_beside_the_checkpoints_when_wandb_is_the_only_logger(tmp_path):
     fit([FigureLogger([steps])], FakeWandb(tmp_path))
     assert (tmp_path / "project" / "run1" / "figures" / "steps.png").is_file()
@@ -163,7 +185,7 @@ def test_fast_dev_run_draws_but_leaves_no_trace(tmp_path):
         drawn.append(1)
         return new_figure()
 
-    fit([FigureLogger([draw])], fast_dev_run=True, logger=True)
+    fit([FigureLogger([draw]), Tabulating("a")], fast_dev_run=True, logger=True)
     assert drawn == [1]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -16,15 +16,22 @@ OWNER = {"id": "p1", "name": PROJECT, "entity": {"id": "e1", "name": ENTITY}}
 
 
 class SweepServer(ThreadingHTTPServer):
-    """Hands out trials one after another; ``trials``: run id -> arguments."""
+    """Hands out trials to agents that have none; ``trials``: run id -> arguments.
+
+    ``stop_when``: run id -> function without arguments; once it is true, the run's agent is told to stop
+    it, as W&B does to a trial that early termination gives up.
+    """
 
     daemon_threads = True
 
-    def __init__(self, trials):
+    def __init__(self, trials, stop_when):
         super().__init__(("127.0.0.1", 0), Handler)
         self.waiting = list(trials.items())
         self.config = ""
-        self.running = {}  # run id -> whether it runs, as the agent's last heartbeat said
+        self.stop_when = stop_when
+        self.agents = 0
+        self.together = 0  # most trials that ran at once
+        self.running = {}  # agent -> run id -> whether it runs, as the agent's last heartbeat said
         self.seen = set()  # run ids that ever ran
         self.operations = []
 
@@ -44,17 +51,23 @@ class SweepServer(ThreadingHTTPServer):
             sweep = {"id": "s1", "name": SWEEP, "config": self.config, "state": "RUNNING"}
             return {"project": {"sweep": sweep | {"runs": {"edges": []}}}}
         if operation == "CreateAgent":
-            return {"createAgent": {"agent": {"id": "agent1"}}}
+            self.agents += 1
+            return {"createAgent": {"agent": {"id": f"agent{self.agents}"}}}
         if operation == "Heartbeat":
-            self.running = json.loads(variables["runState"])
-            self.seen |= set(self.running)
-            return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(self.commands())}}
+            agent, runs = variables["id"], json.loads(variables["runState"])
+            self.running[agent] = runs
+            self.together = max(self.together, sum(sum(states.values()) for states in self.running.values()))
+            self.seen |= set(runs)
+            return {"agentHeartbeat": {"agent": {"id": agent}, "commands": json.dumps(self.commands(runs))}}
         user = {"id": "u1", "entity": ENTITY, "username": ENTITY, "name": ENTITY, "email": "", "admin": False}
         return {"viewer": user | {"flags": "{}", "apiKeys": None, "teams": {"edges": []}}}
 
-    def commands(self):
-        """The next trial, if there is one and none is running."""
-        if not self.waiting or any(self.running.values()):
+    def commands(self, runs):
+        """What an agent with these runs is to do: stop one, begin the next, or nothing."""
+        if any(runs.values()):
+            given_up = [run for run, on in runs.items() if on and self.stop_when.get(run, bool)()]
+            return [{"type": "stop", "run_id": run} for run in given_up]
+        if not self.waiting:
             return []
         run, arguments = self.waiting.pop(0)
         program = yaml.safe_load(self.config)["program"]
@@ -86,9 +99,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(trials):
+def serving(trials, stop_when):
     """A running server; stops by itself."""
-    server = SweepServer(trials)
+    server = SweepServer(trials, stop_when)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

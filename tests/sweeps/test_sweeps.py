@@ -1,11 +1,11 @@
 """Sweep configurations: parsed for every recipe, and one run by the real `wandb sweep` and `wandb agent`."""
 
-import json
 import os
 import re
 import runpy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,15 +69,39 @@ def test_the_recipe_understands_every_parameter(path, monkeypatch, capsys):
         assert at == value, name
 
 
+def test_classes_can_be_swept_over(monkeypatch, capsys):
+    """A `class_path` parameter arrives as any other, and takes its own arguments after it."""
+    script = ROOT / "recipes" / "hippocampus.py"
+    given = ["--data.class_path=lightning_plasticity.data.LatentData", "--data.init_args.minutes=3.0"]
+    given += ["--model.preset=latents", "--print_config"]
+    monkeypatch.setattr(sys, "argv", [str(script), "fit", *given])
+    monkeypatch.syspath_prepend(str(script.parent))
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(script), run_name="__main__")
+    assert done.value.code in (0, None)
+    printed = yaml.safe_load(capsys.readouterr().out)["data"]
+    assert printed["class_path"] == "lightning_plasticity.data.LatentData"
+    assert printed["init_args"]["minutes"] == 3.0
+
+
 @pytest.mark.sweep
 @pytest.mark.slow
-@pytest.mark.timeout(560)
-def test_the_real_agent_runs_two_trials(tmp_path):
-    """One trial succeeds and one fails; both leave a folder, an offline record and their arguments."""
-    good = {"trainer.callbacks.sparsity": 0.8, "model.lr": 0.05, "model.nesterov": False}
-    bad = {"trainer.callbacks.sparsity": 0.8, "model.lr": -1.0, "model.nesterov": True}
-    short = {"trainer.max_epochs": 1, "trainer.default_root_dir": str(tmp_path / "runs")}
-    with serving({"trialgood": good | short, "trialbad0": bad | short}) as server:
+@pytest.mark.timeout(580)
+def test_real_agents_side_by_side(tmp_path):
+    """One trial succeeds, one fails, one is given up; folders, offline records and arguments are there."""
+    good = {
+        "trainer.callbacks.sparsity": 0.8,
+        "model.lr": 0.05,
+        "model.nesterov": False,
+        "trainer.max_epochs": 1,
+    }
+    bad = good | {"model.lr": -1.0, "model.nesterov": True}
+    endless = good | {"trainer.max_epochs": 10_000, "trainer.log_every_n_steps": 1}
+    runs = tmp_path / "runs"
+    trials = {"trialgood": good, "trialbad0": bad, "triallong": endless}
+    trials = {run: given | {"trainer.default_root_dir": str(runs)} for run, given in trials.items()}
+    metrics = runs / "sparse_training" / "triallong" / "metrics.csv"
+    with serving(trials, {"triallong": lambda: metrics.exists() and metrics.stat().st_size > 0}) as server:
         environment = os.environ | {
             "WANDB_BASE_URL": server.url,
             "WANDB_API_KEY": "0" * 40,
@@ -89,15 +113,19 @@ def test_the_real_agent_runs_two_trials(tmp_path):
         }
         wandb = [sys.executable, "-m", "wandb"]
         run_wandb([*wandb, "sweep", str(ROOT / "recipes/sweeps/sparse_training.yaml")], environment)
-        agent = [*wandb, "agent", "--count", "2", f"{ENTITY}/{PROJECT}/{SWEEP}"]
-        said = run_wandb(agent, environment | {"WANDB_MODE": "offline"})
-        assert server.seen == {"trialgood", "trialbad0"}
+        agents = [[*wandb, "agent", "--count", count, f"{ENTITY}/{PROJECT}/{SWEEP}"] for count in ("2", "1")]
+        with ThreadPoolExecutor() as pool:
+            offline = environment | {"WANDB_MODE": "offline"}
+            said = "".join(pool.map(lambda agent: run_wandb(agent, offline), agents))
+        assert server.seen == set(trials)
+        assert server.together == 2
     assert server.operations[0] == "Viewer"
     assert {"UpsertSweep", "SweepWithRuns", "CreateAgent", "Heartbeat"} <= set(server.operations)
     for name, value in good.items():
         assert f"--{name}={value}" in said, "the agent prints the command of each trial"
-    assert "must be" in said or "lr=-1.0" in said, "a trial that fails says why"
-    assert_recorded(tmp_path)
+    assert "lr=-1.0 must be" in said, "a trial that fails says why"
+    assert "To resume: python" in said, "a trial that is given up says how to go on"
+    assert_recorded(tmp_path, runs / "sparse_training")
 
 
 def run_wandb(command, environment):
@@ -109,17 +137,21 @@ def run_wandb(command, environment):
     return done.stdout + done.stderr
 
 
-def assert_recorded(folder):
-    """The good trial's metric is in its folder and in W&B's offline record; the bad one got nowhere."""
-    runs = folder / "runs" / "runs" / "sparse_training"
-    if not runs.exists():
-        runs = next(folder.glob("**/sparse_training"))
+def assert_recorded(folder, runs):
+    """Metrics in the trials' folders and W&B's offline records; a checkpoint also of the one given up."""
     assert (runs / "trialgood" / "metrics.csv").read_text().splitlines()[0].count("val/accuracy") == 1
     config = yaml.safe_load((runs / "trialgood" / "config.yaml").read_text())
     assert config["model"]["lr"] == 0.05
     assert config["model"]["nesterov"] is False
     record = next(folder.glob("**/offline-run-*-trialgood/run-trialgood.wandb")).read_bytes()
-    assert b"val/accuracy" in record
-    assert b"sparsity/density" in record
+    for said in (
+        b"val/accuracy",
+        b"sparsity/density",
+        b"figures/density_per_layer",
+        b"tables/sparsity",
+        b"nesterov",
+    ):
+        assert said in record
     assert not (runs / "trialbad0" / "checkpoints").exists()
-    assert json.dumps(config["trainer"]["max_epochs"]) == "1"
+    assert (runs / "triallong" / "checkpoints" / "last.ckpt").exists()
+    assert len(list(folder.glob("**/offline-run-*-triallong/run-triallong.wandb"))) == 1
