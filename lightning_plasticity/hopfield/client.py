@@ -16,7 +16,8 @@ from lightning_plasticity.hopfield.messages import (
     zeros,
 )
 from lightning_plasticity.hopfield.operators import LocalSpectrum, hebbian_product, local_spectrum
-from lightning_plasticity.hopfield.safety import inspect_examples
+from lightning_plasticity.hopfield.repeats import distinct
+from lightning_plasticity.hopfield.safety import TOO_FEW, inspect_examples
 
 SEEN_BY_CLIENT = 0.5  # score of an archetype in a client's own outliers from which the client votes for it
 
@@ -25,6 +26,8 @@ def client_step(
     examples: Tensor, memory: Memory, config: FederationConfig, *, client_id: int
 ) -> Contribution:
     """What one client sends in the exchange that `memory` stands at. Keeps no state of its own.
+
+    Examples that repeat within the batch count once (`repeats.distinct`).
 
     Args:
         examples: `X [M, N]` of +-1, the client's batch of this round, the same in both exchanges.
@@ -43,6 +46,10 @@ def client_step(
     out = zeros(memory, config, examples.device)
     row = out["table"][client_id]
     reason = inspect_examples(examples, memory, config)
+    if not reason and config.dp is None:  # whether one example repeats another must not show in M
+        examples = distinct(examples, config.sketch_width(memory.neurons) // 2)
+    if not reason and 0 < len(examples) < config.min_examples:
+        reason = TOO_FEW
     if reason:
         row[column("rejected")], row[column("stamp")] = reason, stamp(memory)
     elif len(examples):

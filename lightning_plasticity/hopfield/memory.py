@@ -21,7 +21,7 @@ class RoundReport:
         plasticity: `w_c [C]`, 0 for a client that the gate left out.
         entropy: `H_c [C]`, binary entropy of the agreement of a client's signal with memory, in bits.
         novelty: `nu_c [C]`, share of its signal that is new.
-        examples: `M_c [C]`, 0 for none.
+        examples: `M_c [C]` as they count (capped, without repeats), 0 for none.
         weights: `[C]`, each client's share of the operator after the round.
         rejected: client -> why its contribution was dropped.
         outliers: eigenvalues above the edge.

@@ -25,6 +25,21 @@ REASONS = (  # the code in a table's "rejected" column is the index here
     "operator is not symmetric and positive, or exceeds the client's share; or numbers out of range",
 )
 
+TOO_FEW = REASONS.index("fewer examples than min_examples")
+
+
+def counted_sizes(claimed: Tensor, pull_cap: float) -> Tensor:
+    """Clients' sizes `[C]` as they count: each at most `pull_cap` times that of the median client present.
+
+    Of an even number of clients the smaller of the two in the middle is the median, so that one of two
+    cannot lift the bound.
+
+    >>> counted_sizes(torch.tensor([60.0, 0.0, 1e6]), pull_cap=10.0).tolist()
+    [60.0, 0.0, 600.0]
+    """
+    here = claimed[claimed > 0]
+    return claimed.clamp(max=pull_cap * float(here.median())) if len(here) else claimed
+
 
 def inspect_examples(examples: Tensor, memory: Memory, config: FederationConfig) -> int:
     """Code of what is wrong with a client's batch; 0 for nothing (an empty one is normal)."""
@@ -36,8 +51,6 @@ def inspect_examples(examples: Tensor, memory: Memory, config: FederationConfig)
         return 3
     if not all(bool((tile.abs() == 1).all()) for tile in tiles(examples)):
         return 3
-    if 0 < len(examples) < config.min_examples:
-        return 4
     if config.dp is not None and memory.round >= config.dp.rounds:
         return 6
     return 0
