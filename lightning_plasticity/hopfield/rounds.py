@@ -9,10 +9,9 @@ from lightning_plasticity.entropy import binary_entropy
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.memory import Memory, RoundReport
 from lightning_plasticity.hopfield.messages import COLUMNS, column
-from lightning_plasticity.hopfield.safety import REASONS, counted_sizes
+from lightning_plasticity.hopfield.safety import REASONS, REPEAT, counted_sizes
 
 REMEMBERED_FINGERPRINTS = 1000
-REPEAT = REASONS.index("a repeat of an earlier contribution")
 CLOSE = 1e-6  # relative distance of two fingerprints that are one
 
 
