@@ -179,7 +179,6 @@ class Memory:
 
     def for_clients(self) -> "Memory":
         """The part that clients need, as broadcast by a server: no operator beyond its outliers."""
-        nothing = torch.zeros(0, dtype=torch.float64)
         return replace(
             self,
             vectors=self.outlier_vectors,
@@ -187,7 +186,6 @@ class Memory:
             groups=torch.zeros(0, 3, dtype=torch.float64),
             table=self.table[:, :0],
             fingerprints=self.fingerprints[:0],
-            evidence=nothing.expand(0) if not len(self.evidence) else self.evidence,
             report=RoundReport.empty(len(self.weights)),
         )
 
