@@ -1,6 +1,7 @@
 """Examples that a batch holds more than once: seen again, they are no new evidence."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,9 +33,11 @@ def distinct(examples: Tensor, most: int) -> Tensor:
     tensor([[ 1.,  1., -1.],
             [ 1., -1.,  1.]])
     """
-    if len(_codes(examples[:, :GLANCE]).unique()) == len(examples):
+    glance: Any = _codes(examples[:, :GLANCE])  # torch leaves `unique` untyped
+    if len(glance.unique()) == len(examples):
         return examples
-    _, kind, counts = _codes(examples).unique(return_inverse=True, return_counts=True)
+    codes: Any = _codes(examples)
+    _, kind, counts = codes.unique(return_inverse=True, return_counts=True)
     if len(counts) == len(examples) or (len(counts) <= most and not _too_even(counts)):
         return examples
     rows = torch.arange(len(kind), device=kind.device)
@@ -61,4 +64,5 @@ def _too_even(counts: Tensor) -> bool:
     mean = counts.double().mean()
     spread = float(((counts - mean) ** 2).sum() / mean) / free
     width = 2 / (9 * free)
-    return (spread ** (1 / 3) - (1 - width)) / math.sqrt(width) < TOO_EVEN
+    deviation: float = (spread ** (1 / 3) - (1 - width)) / math.sqrt(width)
+    return deviation < TOO_EVEN
