@@ -1,4 +1,4 @@
-"""All streams of the federated memory, every rule of plasticity, over seeds: one table, one CSV, one figure.
+"""All streams of the federated memory, every rule of plasticity, over seeds: one table and one CSV.
 
     python recipes/hopfield_streams.py                                          ours, ten seeds
     python recipes/hopfield_streams.py --methods='[spectral_entropy,dense entropy]' --only='[K = 4]' --seeds=2

@@ -41,10 +41,10 @@ class Clients:
     """
 
     number: int = 4
-    examples: int | list[int] = 60
-    quality: float | list[float] = 0.8
-    supports: list[list[int]] | None = None
-    attackers: list[Attack] = field(default_factory=list)
+    examples: int | Sequence[int] = 60
+    quality: float | Sequence[float] = 0.8
+    supports: Sequence[Sequence[int]] | None = None
+    attackers: Sequence[Attack] = field(default_factory=list)
     absence: float = 0.0
     leaving: dict[int, int] = field(default_factory=dict)
 
@@ -89,11 +89,11 @@ class Clients:
 
     def size(self, client: int) -> int:
         """Examples that a client brings to a round."""
-        return self.examples if isinstance(self.examples, int) else self.examples[self._honest(client)]
+        return self.examples[self._honest(client)] if isinstance(self.examples, Sequence) else self.examples
 
     def reliability(self, client: int) -> float:
         """Quality `r` of a client's examples."""
-        return self.quality[self._honest(client)] if isinstance(self.quality, list) else self.quality
+        return self.quality[self._honest(client)] if isinstance(self.quality, Sequence) else self.quality
 
     def _honest(self, client: int) -> int:
         return client if client < self.number else 0
@@ -160,8 +160,8 @@ class Exposure:
         return torch.cat([(1 - fresh) * shares, torch.full((self.novel,), fresh / max(self.novel, 1))])
 
 
-def _each(values: float | list[int] | list[float]) -> Sequence[float]:
-    return values if isinstance(values, list) else [values]
+def _each(values: float | Sequence[float]) -> Sequence[float]:
+    return values if isinstance(values, Sequence) else [values]
 
 
 class Cues(NamedTuple):
@@ -231,7 +231,7 @@ class Federation:
         support = self.clients.supports[client] if self.clients.supports is not None else None
         if support is not None:
             kept = torch.zeros_like(shares)
-            kept[support] = shares[support]
+            kept[list(support)] = shares[list(support)]
             shares = kept / kept.sum() if float(kept.sum()) > 0 else kept
         return shares
 

@@ -16,7 +16,8 @@ from lightning_plasticity.hopfield.messages import (
     zeros,
 )
 from lightning_plasticity.hopfield.operators import LocalSpectrum, hebbian_product, local_spectrum
-from lightning_plasticity.hopfield.safety import inspect_examples
+from lightning_plasticity.hopfield.repeats import distinct
+from lightning_plasticity.hopfield.safety import TOO_FEW, inspect_basis, inspect_examples, rejection
 
 SEEN_BY_CLIENT = 0.5  # score of an archetype in a client's own outliers from which the client votes for it
 
@@ -25,6 +26,8 @@ def client_step(
     examples: Tensor, memory: Memory, config: FederationConfig, *, client_id: int
 ) -> Contribution:
     """What one client sends in the exchange that `memory` stands at. Keeps no state of its own.
+
+    Examples that repeat within the batch count once (`repeats.distinct`).
 
     Args:
         examples: `X [M, N]` of +-1, the client's batch of this round, the same in both exchanges.
@@ -40,14 +43,18 @@ def client_step(
     """
     if not 0 <= client_id < config.max_clients:
         raise ValueError(f"client_id={client_id} must be in 0 .. max_clients - 1 = {config.max_clients - 1}")
-    out = zeros(memory, config, examples.device)
-    row = out["table"][client_id]
-    reason = inspect_examples(examples, memory, config)
+    basis = current_basis(memory, config, examples.device)
+    reason = inspect_examples(examples, memory, config) or inspect_basis(basis, config)
+    if not reason and config.dp is None:  # whether one example repeats another must not show in M
+        examples = distinct(examples, config.sketch_width(memory.neurons) // 2)
+    if not reason and 0 < len(examples) < config.min_examples:
+        reason = TOO_FEW
     if reason:
-        row[column("rejected")], row[column("stamp")] = reason, stamp(memory)
-    elif len(examples):
+        return rejection(reason, memory, config, client_id, examples.device)
+    out = zeros(memory, config, examples.device)
+    if len(examples):
+        row = out["table"][client_id]
         row[column("stamp")], row[column("examples")] = stamp(memory), len(examples)
-        basis = current_basis(memory, config, examples.device)
         step = _answer if memory.exchange else _survey
         out["sketch"] = step(examples, basis, memory, config, client_id, out)
     return out

@@ -32,7 +32,8 @@ class FederationConfig:
         smoothing: `alpha` in (0, 1] of `w <- alpha w + (1 - alpha) w_previous`; 1 is none.
         horizon: a round counts at least `1 / (1 + horizon)`, however much was seen before.
         min_examples: a client with fewer examples in a round keeps them to itself.
-        pull_cap: one client's examples count at most this many times those of the median client.
+        pull_cap: one client's examples count at most this many times those of the median client. That bounds
+            what a lie about its size can do; up to the bound, sizes are believed.
         dtype: of sketches; `"float32"` halves memory and traffic.
         dp: differential privacy, or None.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_plasticity.entropy import binary_entropy
+from lightning_plasticity.entropy import binary_entropy, sign_counts
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.memory import Memory
 from lightning_plasticity.hopfield.operators import LocalSpectrum, energy, residual_eigenvalues
@@ -83,30 +83,53 @@ def novelty(examples: Tensor, spectrum: LocalSpectrum, known: Tensor) -> float:
 
 
 def paper_plasticity(examples: Tensor, memory: Memory, config: FederationConfig) -> float:
-    """The paper's rules on sign agreement `p` of the client's operator with the memory's.
+    """The paper's rules on sign agreement of the client's operator with the memory's; 1 while that is empty.
 
-    `"entropy"`: `w = max(0, (h2(p) - H_min) / (1 - H_min))`, `H_min = h2((1 + r^2)/2)`. `"agreement"` (code
-    of the attacker figure): `w = clip((p - 1/2) / (r^2 / 2), 0, 1)`. Neither tells novelty from noise. Pairs
-    at which the memory's operator is exactly 0 are left out: counted as disagreement, as the paper's code
-    does, they make stationary data with an even number of archetypes look new.
+    Pairs at which the memory's operator is exactly 0 are left out: counted as disagreement, as the paper's
+    code does, they make stationary data with an even number of archetypes look new.
     """
     if not len(memory.archetypes):
         return 1.0
     p = pair_agreement(examples, memory.archetypes, config.seed + memory.round)
-    own = (1 + config.quality**2) / 2
-    if config.controller == "agreement":
+    return paper_rule(p, config.controller == "agreement", config.quality)
+
+
+def paper_rule(p: float, agreement: bool, quality: float) -> float:
+    """`w` from the agreement `p` of signs. Neither rule tells novelty from noise.
+
+    `"entropy"`: `w = max(0, (h2(p) - H_min) / (1 - H_min))`, `H_min = h2((1 + r^2)/2)`. `"agreement"` (code
+    of the attacker figure): `w = clip((p - 1/2) / (r^2 / 2), 0, 1)`.
+
+    Args:
+        p: 1/2 for operators that have nothing to do with each other.
+        agreement: the second rule.
+        quality: `r`.
+
+    >>> [round(paper_rule(p, agreement=False, quality=0.8), 2) for p in (0.5, 0.7, 0.9)]
+    [1.0, 0.63, 0.0]
+    """
+    own = (1 + quality**2) / 2
+    if agreement:
         return min(max((p - 0.5) / max(own - 0.5, 1e-9), 0.0), 1.0)
     entropy, least = (float(h) for h in binary_entropy(torch.tensor([p, own], dtype=torch.float64)))
     return max(0.0, (entropy - least) / max(1 - least, 1e-9))
 
 
 def pair_agreement(examples: Tensor, archetypes: Tensor, seed: int, skip_zeros: bool = True) -> float:
-    """Share of sampled pairs `i != j` at which `X^T X` and `Z^T Z` have one sign; 1/2 if none compares."""
+    """Share of sampled pairs `i != j` at which `X^T X` and `Z^T Z` have one sign; 1/2 if none compares.
+
+    Args:
+        examples: `X [M, N]`.
+        archetypes: `Z [K, N]`.
+        seed: of the sample.
+        skip_zeros: as `sign_agreement` does; otherwise two zeros agree, and a zero with a sign does not.
+    """
     n, generator = examples.shape[1], torch.Generator().manual_seed(seed)
     i = torch.randint(n, (PAIRS,), generator=generator)
     j = (i + torch.randint(1, n, (PAIRS,), generator=generator)) % n
     z, x = archetypes.cpu().int(), examples.cpu().to(torch.int32)
     stored, new = (z[:, i] * z[:, j]).sum(0), (x[:, i] * x[:, j]).sum(0)
-    compare = (stored != 0) & (new != 0) if skip_zeros else torch.ones_like(stored, dtype=torch.bool)
-    equal = stored.sign() == new.sign()
-    return float(equal[compare].double().mean()) if bool(compare.any()) else 0.5
+    if not skip_zeros:
+        return float((stored.sign() == new.sign()).double().mean())
+    agreeing, compared = sign_counts(stored, new)
+    return int(agreeing) / int(compared) if int(compared) else 0.5

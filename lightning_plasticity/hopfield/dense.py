@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_plasticity.entropy import binary_entropy
-from lightning_plasticity.hopfield.controller import pair_agreement
+from lightning_plasticity.hopfield.controller import pair_agreement, paper_rule
 from lightning_plasticity.hopfield.disentangle import layered_dynamics, sign
 from lightning_plasticity.hopfield.spectrum import marchenko_pastur_edge
 
@@ -48,11 +47,8 @@ def plasticity(examples: Tensor, archetypes: Tensor, rule: str | float, quality:
         return 1.0
     if not isinstance(rule, str):
         return rule
-    p, own = pair_agreement(examples, archetypes, seed, skip_zeros=False), (1 + quality**2) / 2
-    if rule == "agreement":
-        return min(max((p - 0.5) / (own - 0.5), 0.0), 1.0)
-    entropy, least = (float(h) for h in binary_entropy(torch.tensor([p, own], dtype=torch.float64)))
-    return max(0.0, (entropy - least) / (1 - least))
+    p = pair_agreement(examples, archetypes, seed, skip_zeros=False)
+    return paper_rule(p, rule == "agreement", quality)
 
 
 @dataclass

@@ -27,13 +27,14 @@ only a server that sees messages one by one can check them (`combine`).
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_plasticity.hopfield.client import client_step
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.memory import Memory
 from lightning_plasticity.hopfield.messages import Contribution, column, current_basis, stamp, zeros
-from lightning_plasticity.hopfield.safety import inspect_contribution
+from lightning_plasticity.hopfield.safety import counted_sizes, inspect_contribution
 from lightning_plasticity.hopfield.server import server_step
 
 __all__ = ["Contribution", "client_step", "combine", "current_basis", "federate", "server_step", "zeros"]
@@ -106,12 +107,15 @@ def combine(
             total["table"][client, column("stamp")] = stamp(memory)
         else:
             good[client] = contribution
-    claimed = {c: float(message["table"][c, column("examples")]) for c, message in good.items()}
-    present = sorted(size for size in claimed.values() if size)
-    most = config.pull_cap * present[len(present) // 2] if present else 0.0
-    for client, message in good.items():
-        share = min(1.0, most / claimed[client]) if claimed[client] and not memory.exchange else 1.0
-        total["sketch"] += share * message["sketch"]
+    for message in good.values():
         total["table"] += message["table"]
         total["votes"] += message["votes"]
+    share = torch.ones(config.max_clients, dtype=torch.float64)
+    if not memory.exchange:  # a sketch is as large as the size that its client claims
+        sizes = total["table"][:, column("examples")]
+        counted = counted_sizes(sizes, config.pull_cap)
+        share = torch.where(sizes > 0, counted / sizes, 1.0)
+        sizes.copy_(counted)
+    for client, message in good.items():
+        total["sketch"] += float(share[client]) * message["sketch"]
     return total

@@ -1,7 +1,7 @@
 """Figures of a federation: what stands out of the noise, what was found, and how it went."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -105,8 +105,8 @@ def magnetisation_figure(rounds: Sequence[int], overlaps: Tensor, found: Sequenc
     upper, lower = figure.axes
     upper.set_ylabel("overlap with its match")
     for k in range(overlaps.shape[1]):
-        color, dash = OKABE_ITO[k % len(OKABE_ITO)], _DASHES[k // len(OKABE_ITO) % len(_DASHES)]
-        upper.plot(rounds, overlaps[:, k].numpy(), color=color, linestyle=dash, label=f"{k}")
+        upper.plot(rounds, overlaps[:, k].numpy(), **_style(k, overlaps.shape[1]), label=f"{k}")
+    upper.set_title("How well each archetype is known")
     upper.set_ylim(-0.02, 1.04)
     if overlaps.shape[1] <= 20:
         upper.legend(
@@ -133,9 +133,11 @@ def plasticity_figure(entropy: Tensor, plasticity: Tensor, clients: Sequence[int
     figure = new_figure(2, 1, xlabel="round", sharex=True, height=6.0)
     upper, lower = figure.axes
     for index, client in enumerate(clients):
-        color, dash = OKABE_ITO[index % len(OKABE_ITO)], _DASHES[index // len(OKABE_ITO) % len(_DASHES)]
-        _line(upper, entropy[:, client], color, dash, "")
-        _line(lower, plasticity[:, client], color, dash, f"{client}")
+        style = _style(index, len(clients))
+        _line(upper, entropy[:, client], style, "")
+        _line(lower, plasticity[:, client], style, f"{client}")
+    upper.set_title("How much of each client's signal is new")
+    lower.set_title("What the federation takes of it (0: no signal, left out)")
     upper.set_ylabel("entropy H (bits)")
     upper.set_ylim(-0.03, 1.03)
     lower.set_ylabel("plasticity w")
@@ -145,7 +147,16 @@ def plasticity_figure(entropy: Tensor, plasticity: Tensor, clients: Sequence[int
     return figure
 
 
-def _line(axes: "Axes", values: Tensor, color: str, dash: str, label: str) -> None:
+def _style(index: int, count: int) -> dict[str, Any]:
+    """A line of its own among `count`: later ones are thinner, so that those beneath show."""
+    return {
+        "color": OKABE_ITO[index % len(OKABE_ITO)],
+        "linestyle": _DASHES[index // len(OKABE_ITO) % len(_DASHES)],
+        "linewidth": 1.3 + 3.0 * (1 - index / max(count - 1, 1)),
+    }
+
+
+def _line(axes: "Axes", values: Tensor, style: Mapping[str, Any], label: str) -> None:
     """One client; a point where it takes part between two rounds in which it does not."""
-    rounds = torch.arange(len(values))
-    axes.plot(rounds, values.numpy(), color=color, linestyle=dash, marker=".", markersize=4, label=label)
+    size = max(4.0, 1.5 * float(style["linewidth"]))
+    axes.plot(torch.arange(len(values)), values.numpy(), **style, marker=".", markersize=size, label=label)

@@ -9,37 +9,50 @@ A round takes what arrives: a client that is late, gone, broken or lying is left
 exchanges make a round; a client that drops out between them does no harm.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
-from importlib import import_module
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_plasticity.hopfield.client import client_step
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.federation import combine
-from lightning_plasticity.hopfield.memory import Memory, RoundReport
+from lightning_plasticity.hopfield.flower_records import (
+    flower,
+    pack_broadcast,
+    pack_contribution,
+    pack_tensors,
+    unpack_broadcast,
+    unpack_contribution,
+)
+from lightning_plasticity.hopfield.memory import Memory
+from lightning_plasticity.hopfield.messages import Contribution
+from lightning_plasticity.hopfield.privacy import DifferentialPrivacy
+from lightning_plasticity.hopfield.safety import LESS_PRIVATE, rejection
 from lightning_plasticity.hopfield.server import server_step
 
 log = logging.getLogger("flwr")
 
 Examples = Callable[[int, int, Any], Tensor]
 
-_NUMBERS = {"outliers": int, "round": int, "exchange": int, "noise_variance": float}  # a memory's scalars
 
-
-def client_app(examples: Examples) -> Any:
+def client_app(examples: Examples, dp: DifferentialPrivacy | None = None, min_examples: int = 1) -> Any:
     """Makes the ClientApp of a federation.
+
+    Settings come with every message, from a server that may be wrong or worse. `dp` and `min_examples` are
+    what this client insists on. They hold for each run that the server starts, as a client has no memory of
+    earlier ones, and a server that lies about the number of the round gets more answers than were agreed.
 
     Args:
         examples: `(client, round, context) -> X [M, N]` of +-1, `M = 0` for nothing; `client` is the
             SuperNode's `partition-id`, `context` Flower's. It is called in both exchanges of a round, in
             processes of their own, and must give the same both times.
+        dp: the least privacy that this client accepts. A message whose settings spend more (or fix the seed
+            of the noise, where this one does not) is refused, which the server reports.
+        min_examples: fewer stay at home, whatever the server's own minimum.
 
     Returns:
         A `flwr.clientapp.ClientApp`.
@@ -47,7 +60,7 @@ def client_app(examples: Examples) -> Any:
     Raises:
         ModuleNotFoundError: if Flower is missing.
     """
-    flwr, app = _flower("app"), _flower("clientapp").ClientApp()
+    flwr, app = flower("app"), flower("clientapp").ClientApp()
 
     @app.train()  # type: ignore[untyped-decorator, unused-ignore]
     def train(message: Any, context: Any) -> Any:
@@ -55,10 +68,14 @@ def client_app(examples: Examples) -> Any:
         if "partition-id" not in context.node_config:
             raise ValueError("start each SuperNode with --node-config 'partition-id=<its number>'")
         client = int(context.node_config["partition-id"])
-        own = examples(client, memory.round, context)
-        return flwr.Message(
-            pack_contribution(client_step(own, memory, config, client_id=client), client), reply_to=message
-        )
+        contribution: Contribution
+        if dp is not None and not dp.is_kept_by(config.dp):
+            contribution = rejection(LESS_PRIVATE, memory, config, client)
+        else:
+            own = examples(client, memory.round, context)
+            config = replace(config, min_examples=max(min_examples, config.min_examples))
+            contribution = client_step(own, memory, config, client_id=client)
+        return flwr.Message(pack_contribution(contribution, client), reply_to=message)
 
     return app
 
@@ -92,7 +109,7 @@ def federation_strategy(
         ValueError: if a setting is out of range.
         ModuleNotFoundError: if Flower is missing.
     """
-    base = _flower("serverapp.strategy").Strategy
+    base = flower("serverapp.strategy").Strategy
     kind = type("FederatedHopfieldStrategy", (_Rounds, base), {"__doc__": _Rounds.__doc__})
     return kind(
         neurons, config or FederationConfig(), memory, min_clients, patience, round_interval, on_round
@@ -152,7 +169,7 @@ class _Rounds:
         Raises:
             TimeoutError: if too few SuperNodes connect before the first round.
         """
-        result = _flower("serverapp.strategy").Result()
+        result = flower("serverapp.strategy").Result()
         self.summary()
         self._wait_for_clients(grid, timeout)
         for number in range(1, num_rounds + 1):
@@ -171,7 +188,7 @@ class _Rounds:
 
     def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> list[Any]:
         """The next exchange's messages: the memory and the settings, the same for all."""
-        flwr = _flower("app")
+        flwr = flower("app")
         if self.memory.exchange == 0:
             self._asked = sorted(grid.get_node_ids())
         content = pack_broadcast(self.memory, self.config)
@@ -188,7 +205,7 @@ class _Rounds:
         for client, reason in self.memory.report.rejected.items():
             log.warning("client %d is left out: %s", client, reason)
         known = {"archetypes": self.memory.archetypes, "evidence": self.memory.evidence}
-        return pack_tensors(known), _flower("app").MetricRecord(self._metrics())
+        return pack_tensors(known), flower("app").MetricRecord(self._metrics())
 
     def configure_evaluate(self, server_round: int, arrays: Any, config: Any, grid: Any) -> list[Any]:
         """Nothing: the truth is not known, so there is nothing to evaluate."""
@@ -251,66 +268,3 @@ class _Rounds:
                 sent[client], nodes[client] = contribution, node
         self._holders |= nodes
         return sent
-
-
-def pack_broadcast(memory: Memory, config: FederationConfig) -> Any:
-    """A message down: the memory as clients need it, and the settings, as a `RecordDict`."""
-    flwr, small = _flower("app"), memory.for_clients().to("cpu")
-    state = small.state_dict()
-    numbers = {name: kind(state[name]) for name, kind in _NUMBERS.items()}
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    settings = flwr.ConfigRecord({"config": json.dumps(config.to_dict()), **numbers})
-    return flwr.RecordDict({"memory": pack_tensors(tensors), "settings": settings})
-
-
-def unpack_broadcast(content: Any) -> tuple[FederationConfig, Memory]:
-    """The inverse of `pack_broadcast`."""
-    settings, tensors = content["settings"], unpack_tensors(content["memory"])
-    numbers = {name: kind(settings[name]) for name, kind in _NUMBERS.items()}
-    empty = RoundReport.empty(len(tensors["weights"]))
-    named = {f.name for f in fields(Memory)}
-    state = {name: value for name, value in {**tensors, **numbers}.items() if name in named}
-    return FederationConfig.from_dict(json.loads(settings["config"])), Memory(**state, report=empty)
-
-
-def pack_contribution(contribution: Mapping[str, Tensor], client: int) -> Any:
-    """A message up, as a `RecordDict`."""
-    flwr = _flower("app")
-    who = flwr.ConfigRecord({"client": client})
-    return flwr.RecordDict({"contribution": pack_tensors(contribution), "who": who})
-
-
-def unpack_contribution(content: Any) -> tuple[int, Mapping[str, Tensor]]:
-    """The inverse of `pack_contribution`; client -1 or no tensors where the message is something else."""
-    try:
-        client = content["who"]["client"]
-    except (KeyError, TypeError):
-        return -1, {}
-    if not isinstance(client, int):
-        return -1, {}
-    try:
-        return client, unpack_tensors(content["contribution"])
-    except Exception as error:  # whatever a client may have put there, it must not end the round
-        log.warning("client %d sent what is no contribution: %s", client, error)
-        return client, {}
-
-
-def pack_tensors(tensors: Mapping[str, Tensor]) -> Any:
-    """Tensors as an `ArrayRecord`."""
-    flwr = _flower("app")
-    return flwr.ArrayRecord({name: flwr.Array(tensor.cpu().numpy()) for name, tensor in tensors.items()})
-
-
-def unpack_tensors(record: Any) -> dict[str, Tensor]:
-    """The inverse of `pack_tensors`."""
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
-
-
-def _flower(module: str) -> Any:
-    try:
-        return import_module(f"flwr.{module}")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "federations over a network need flwr: pip install 'lightning-plasticity[federated]'",
-            name=error.name,
-        ) from error

@@ -21,7 +21,7 @@ class RoundReport:
         plasticity: `w_c [C]`, 0 for a client that the gate left out.
         entropy: `H_c [C]`, binary entropy of the agreement of a client's signal with memory, in bits.
         novelty: `nu_c [C]`, share of its signal that is new.
-        examples: `M_c [C]`, 0 for none.
+        examples: `M_c [C]` as they count (capped, without repeats), 0 for none.
         weights: `[C]`, each client's share of the operator after the round.
         rejected: client -> why its contribution was dropped.
         outliers: eigenvalues above the edge.
@@ -179,7 +179,6 @@ class Memory:
 
     def for_clients(self) -> "Memory":
         """The part that clients need, as broadcast by a server: no operator beyond its outliers."""
-        nothing = torch.zeros(0, dtype=torch.float64)
         return replace(
             self,
             vectors=self.outlier_vectors,
@@ -187,7 +186,6 @@ class Memory:
             groups=torch.zeros(0, 3, dtype=torch.float64),
             table=self.table[:, :0],
             fingerprints=self.fingerprints[:0],
-            evidence=nothing.expand(0) if not len(self.evidence) else self.evidence,
             report=RoundReport.empty(len(self.weights)),
         )
 

@@ -1,14 +1,13 @@
 """`FederatedHopfield`: the federation as a LightningModule, for processes, checkpoints and figures."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,26 +15,25 @@ from torch.optim import Optimizer
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.federation import Contribution, client_step, server_step, zeros
 from lightning_plasticity.hopfield.memory import Memory
+from lightning_plasticity.hopfield.retrieval import Retrieval
 from lightning_plasticity.hopfield.trace import Trace
-from lightning_plasticity.metrics.archetype_overlap import match_archetypes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RETRIEVED = 0.95  # overlap of a state with the cue's original from which on the cue counts as retrieved
-KNOWN = 0.9  # overlap from which on an archetype counts as found
 _CONFIG = FederationConfig()
 
 
 class FederatedHopfield(LightningModule):
     """A federated associative memory under a Trainer: an epoch is a round (Alessandrelli et al., 2026).
 
-    A training batch is what one client brings to the round: `(examples [M, N] of +-1, client)`, or examples
-    alone, which makes the `b`-th batch of process `p` client `b * processes + p`. Batches of one client in
-    one epoch are joined; `M = 0` and client -1 are normal. After the last batch come the round's two
-    exchanges, each one all-reduced buffer of fixed size; the first process then acts as the server and sends
-    the memory to the others, so that all have the same, bit for bit. A round is one step of a real optimizer:
-    `max_steps` counts rounds. Checkpoints at the end of an epoch resume exactly.
+    A training batch is what one client brings to the round: `(examples [M, N] of +-1, client)`, or
+    examples alone, which makes the `b`-th batch of process `p` client `b * processes + p`. Batches of one
+    client in one epoch are joined; `M = 0` and client -1 are normal; a client beyond `config.max_clients`
+    is left out with a warning. After the last batch come the round's two exchanges, each one all-reduced
+    buffer of fixed size; the first process then acts as the server and sends the memory to the others, so
+    that all have the same, bit for bit. A round is one step of a real optimizer: `max_steps` counts
+    rounds. Checkpoints at the end of an epoch resume exactly.
 
     Validation and test batches are corrupted cues, `(cues [B, N], originals [B, N], labels [B])`; every
     process needs all of them, as those of `ArchetypeStream`.
@@ -91,7 +89,7 @@ class FederatedHopfield(LightningModule):
         self.trace = Trace()
         self.set_plasticity(plasticity)
         self._hosted: dict[int, list[Tensor]] = {}
-        self._cues = _Retrieval()
+        self._cues = Retrieval()
 
     # --- what it stands for ---
 
@@ -169,9 +167,11 @@ class FederatedHopfield(LightningModule):
         """Takes in what a client brings; after the last one, the round."""
         examples, client = batch if isinstance(batch, list | tuple) else (batch, None)
         number = batch_idx * self.trainer.world_size + self.global_rank if client is None else int(client)
-        if number >= self.config.max_clients:
-            raise ValueError(f"config.max_clients={self.config.max_clients}: there is a client {number}")
-        if number >= 0:
+        if number >= self.config.max_clients:  # no error: other processes would wait for this one's sums
+            warnings.warn(
+                f"client {number} is left out: config.max_clients={self.config.max_clients}", stacklevel=2
+            )
+        elif number >= 0:
             self._hosted.setdefault(number, []).append(examples)
         if self.trainer.is_last_batch:
             optimizer: Any = self.optimizers()
@@ -237,7 +237,7 @@ class FederatedHopfield(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begins a comparison."""
-        self._cues = _Retrieval()
+        self._cues = Retrieval()
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -259,19 +259,7 @@ class FederatedHopfield(LightningModule):
         self._log_scores("test")
 
     def _log_scores(self, part: str) -> Tensor:
-        labels, truth = self._cues.truth(self.hparams["num_features"])
-        found = self.memory.archetypes.cpu()
-        matched, partners = match_archetypes(found, truth)
-        overlaps = torch.full((int(labels.max()) + 1 if len(labels) else 0,), torch.nan, dtype=torch.float64)
-        overlaps[labels] = matched
-        true = int((matched[partners >= 0] >= KNOWN).sum())
-        scores = {
-            "overlap": float(matched.mean()) if len(matched) else torch.nan,
-            "overlap_min": float(matched.min()) if len(matched) else torch.nan,
-            "found": true,
-            "spurious": len(found) - true,
-            "retrieval": self._cues.accuracy,
-        }
+        overlaps, scores = self._cues.scores(self.memory.archetypes.cpu())
         for name, value in scores.items():
             self.log(f"hopfield/{part}_{name}", float(value), batch_size=1, sync_dist=True)
         return overlaps
@@ -305,67 +293,6 @@ class FederationRound(Optimizer):
         evidence = closure()
         self.param_groups[0]["params"][0].copy_(evidence)
         return evidence
-
-
-class RoundProgressBar(TQDMProgressBar):
-    """One bar over all rounds, with what is known after each."""
-
-    def init_validation_tqdm(self) -> Any:
-        """Leaves out the bar of the few cues between two rounds."""
-        if self.trainer.state.fn == "fit":
-            return Tqdm(disable=True)
-        return super().init_validation_tqdm()
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """All but the version number, which says nothing of the federation."""
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
-
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Says which round it is."""
-        bar = self.train_progress_bar
-        if bar.total is None:
-            bar.reset(total=trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None)
-        bar.set_description("Round")
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """A batch is one client's part of a round: too little to show."""
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows what the round has brought."""
-        bar = self.train_progress_bar
-        if not bar.disable:
-            bar.n = trainer.current_epoch + 1
-            bar.set_postfix(self.get_metrics(trainer, pl_module))
-
-
-class _Retrieval:
-    """Counts retrieved cues, and collects the archetypes behind them."""
-
-    def __init__(self) -> None:
-        self.right, self.count = 0, 0
-        self.patterns: dict[int, Tensor] = {}
-
-    def add(self, states: Tensor, originals: Tensor, labels: Tensor) -> None:
-        """Adds a batch: states `[B, N]` from cues, what the cues were made of `[B, N]`, and labels `[B]`."""
-        overlap = (states.double() * originals.double()).mean(1)
-        self.right += int((overlap >= RETRIEVED).sum())
-        self.count += len(states)
-        for label, original in zip(labels.tolist(), originals, strict=True):
-            self.patterns.setdefault(label, original.cpu())
-
-    @property
-    def accuracy(self) -> float:
-        """Share of cues retrieved, NaN without any."""
-        return self.right / self.count if self.count else float("nan")
-
-    def truth(self, size: int) -> tuple[Tensor, Tensor]:
-        """Labels `[K]`, ascending, and archetypes `[K, N]`."""
-        labels = sorted(self.patterns)
-        patterns = [self.patterns[label] for label in labels]
-        return torch.tensor(labels, dtype=torch.int64), torch.stack(patterns) if patterns else torch.zeros(
-            0, size
-        )
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

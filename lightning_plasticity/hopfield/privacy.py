@@ -30,6 +30,8 @@ class DifferentialPrivacy:
     Raises:
         ValueError: for a budget out of range.
 
+    >>> DifferentialPrivacy(epsilon=1.0).is_kept_by(DifferentialPrivacy(epsilon=2.0))
+    False
     >>> round(DifferentialPrivacy(epsilon=1.0, delta=1e-5, rounds=10).noise_std(examples=1000), 3)
     0.031
     """
@@ -52,6 +54,12 @@ class DifferentialPrivacy:
         """The zCDP budget: the largest with `rho + 2 sqrt(rho log(1/delta)) <= epsilon`."""
         log = math.log(1 / self.delta)
         return (math.sqrt(log + self.epsilon) - math.sqrt(log)) ** 2
+
+    def is_kept_by(self, other: "DifferentialPrivacy | None") -> bool:
+        """Whether another budget spends no more than this one, and its noise is as hard to know."""
+        if other is None or (other.seed is not None and self.seed is None):
+            return False
+        return other.rho <= self.rho * (1 + 1e-9)
 
     def noise_std(self, examples: int) -> float:
         """Standard deviation of the noise on each entry of `J Q`, for a client's `M` examples."""

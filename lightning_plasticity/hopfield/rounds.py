@@ -9,10 +9,9 @@ from lightning_plasticity.entropy import binary_entropy
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.memory import Memory, RoundReport
 from lightning_plasticity.hopfield.messages import COLUMNS, column
-from lightning_plasticity.hopfield.safety import REASONS
+from lightning_plasticity.hopfield.safety import REASONS, REPEAT, counted_sizes
 
 REMEMBERED_FINGERPRINTS = 1000
-REPEAT = REASONS.index("a repeat of an earlier contribution")
 CLOSE = 1e-6  # relative distance of two fingerprints that are one
 
 
@@ -24,18 +23,21 @@ class Plan:
     plasticity: Tensor
 
 
-def participants(table: Tensor, memory: Memory) -> Tensor:
-    """The table without clients that are rejected or repeat themselves (or others).
+def participants(table: Tensor, memory: Memory, config: FederationConfig) -> Tensor:
+    """The table without clients that are rejected or repeat themselves (or others), sizes capped.
 
     A batch that counted before is no new evidence, whether replayed in malice or by a client whose data do
-    not change.
+    not change. What a client says of its size counts up to `pull_cap` for all that the server makes of it:
+    shares, the plasticity of averaging, the edge of noise.
 
     Args:
         table: `[C, F]` summed over clients.
         memory: with earlier fingerprints.
+        config: with the cap.
     """
     table, known = table.clone(), memory.fingerprints
     table[table[:, column("rejected")] != 0, : column("rejected")] = 0
+    table[:, column("examples")] = counted_sizes(table[:, column("examples")], config.pull_cap)
     for client in table[:, column("examples")].nonzero().flatten().tolist():
         own = table[client, len(COLUMNS) :]
         if not bool(own.any()):  # with differential privacy nobody sends one
@@ -72,9 +74,8 @@ def plan(table: Tensor, memory: Memory, config: FederationConfig) -> Plan:
     w = torch.where(
         memory.plasticity.isnan(), w, config.smoothing * w + (1 - config.smoothing) * memory.plasticity
     )
-    counted = size.minimum(config.pull_cap * size[here].median()) * gate
-    pull = counted * w
-    total = pull.sum() if not len(memory.groups) else counted.sum()
+    pull = size * gate * w
+    total = pull.sum() if not len(memory.groups) else (size * gate).sum()
     weights = pull / total if float(total) > 0 else torch.zeros_like(size)
     return Plan(weights, torch.where(here, torch.where(gate, w, 0.0), torch.nan))
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.memory import Memory
-from lightning_plasticity.hopfield.messages import column, stamp, zeros
+from lightning_plasticity.hopfield.messages import Contribution, column, stamp, zeros
 from lightning_plasticity.hopfield.operators import tiles
 
 REASONS = (  # the code in a table's "rejected" column is the index here
@@ -23,7 +23,49 @@ REASONS = (  # the code in a table's "rejected" column is the index here
     "message is of another round or exchange",
     "message writes into another client's row",
     "operator is not symmetric and positive, or exceeds the client's share; or numbers out of range",
+    "the server asks for less privacy than the client insists on",
+    "basis is not orthonormal: an answer would cost more privacy than was agreed",
 )
+TOO_FEW, REPEAT, LESS_PRIVATE, STRETCHED = 4, 5, 12, 13
+
+
+def counted_sizes(claimed: Tensor, pull_cap: float) -> Tensor:
+    """Clients' sizes `[C]` as they count: each at most `pull_cap` times that of the median client present.
+
+    Of an even number of clients the smaller of the two in the middle is the median, so that one of two
+    cannot lift the bound.
+
+    >>> counted_sizes(torch.tensor([60.0, 0.0, 1e6]), pull_cap=10.0).tolist()
+    [60.0, 0.0, 600.0]
+    """
+    here = claimed[claimed > 0]
+    return claimed.clamp(max=pull_cap * float(here.median())) if len(here) else claimed
+
+
+def rejection(
+    reason: int,
+    memory: Memory,
+    config: FederationConfig,
+    client_id: int,
+    device: torch.device | str = "cpu",
+) -> Contribution:
+    """The contribution of a client that sends nothing but why."""
+    out = zeros(memory, config, device)
+    out["table"][client_id, column("rejected")] = reason
+    out["table"][client_id, column("stamp")] = stamp(memory)
+    return out
+
+
+def inspect_basis(basis: Tensor, config: FederationConfig) -> int:
+    """Code of what is wrong with a basis that a server asks a client to multiply with; 0 for nothing.
+
+    Sensitivity is that of columns which stretch nothing, `||Q||_2 <= 1`: checked where it bounds privacy.
+    """
+    if config.dp is None:
+        return 0
+    gram = basis.double().T @ basis.double()
+    finite = bool(torch.isfinite(gram).all())
+    return 0 if finite and float(torch.linalg.eigvalsh(gram)[-1]) <= 1 + 1e-4 else STRETCHED
 
 
 def inspect_examples(examples: Tensor, memory: Memory, config: FederationConfig) -> int:
@@ -36,8 +78,6 @@ def inspect_examples(examples: Tensor, memory: Memory, config: FederationConfig)
         return 3
     if not all(bool((tile.abs() == 1).all()) for tile in tiles(examples)):
         return 3
-    if 0 < len(examples) < config.min_examples:
-        return 4
     if config.dp is not None and memory.round >= config.dp.rounds:
         return 6
     return 0

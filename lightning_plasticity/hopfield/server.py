@@ -51,7 +51,7 @@ def _prepare(total: Mapping[str, Tensor], memory: Memory, config: FederationConf
     """After exchange 0: who takes part with which weight, and a basis of what they show."""
     table = total["table"].cpu()
     memory = count_votes(memory, total["votes"].cpu(), config)
-    table = participants(table, memory)
+    table = participants(table, memory, config)
     planned = plan(table, memory, config)
     basis = current_basis(memory, config, total["sketch"].device)
     examples = float(table[:, column("examples")].sum())

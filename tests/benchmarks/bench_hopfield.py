@@ -3,13 +3,16 @@
 ``dense``: one round at N = 2,000 against the paper's pipeline on the same data (N x N operators, 200
 unlearning steps, layered dynamics), both float64. ``scale``: one round at N = 100,000 with 10,000 examples
 and rank 128, where an N x N operator would take 40 GB; also the largest memory that the process ever had.
-``counts``: how many archetypes one round finds, for K, N and quality, ten seeds each; no times.
+``counts``: how many archetypes one round finds, for K, N and quality, ten seeds each, clients of unequal
+sizes and disjoint supports; ``--dense-seeds`` runs the paper's pipeline on the same data, told the quality.
 Wall seconds need an idle machine; processor seconds (of all threads) stand beside them for a busy one.
 """
 
 import argparse
+import csv
 import resource
 import time
+from pathlib import Path
 
 import torch
 
@@ -101,29 +104,71 @@ def bench_scale(neurons, examples, rank, archetypes=20):
     )
 
 
-def bench_counts(examples=60, seeds=10):
-    """One round of K / 2 clients of unequal sizes and nearly disjoint supports, over a grid."""
-    print(f"{examples} examples an archetype on average, {seeds} seeds: exact K, worst smallest overlap")
-    print(
-        f"  {'K':>4}" + "".join(f"   N={n:<5} r={r:<4}" for n in (400, 1000, 2000) for r in (0.6, 0.7, 0.8))
-    )
-    for archetypes in (3, 4, 6, 10, 20, 30, 40):
-        cells = []
-        for neurons in (400, 1000, 2000):
+def disjoint(archetypes, truth, pooled):
+    """Deals examples to K / 2 clients: each archetype to one of them, unequal numbers to each."""
+    number = max(2, archetypes // 2)
+    cuts = torch.linspace(0.2, 1, number).cumsum(0)
+    bounds = (cuts / cuts[-1] * archetypes).round().int().tolist()
+    for client in range(number):  # at least one archetype each
+        bounds[client] = max(bounds[client], (bounds[client - 1] if client else 0) + 1)
+    owner = (pooled.float() @ truth.float().T).argmax(1)
+    client = torch.bucketize(owner, torch.tensor(bounds), right=True)
+    return [pooled[client == c] for c in range(number)]
+
+
+def count_once(archetypes, neurons, quality, seed, examples, dense):
+    """One round on one draw: what is found, and how long it takes."""
+    truth, clients = make(archetypes, neurons, [examples] * archetypes, quality, seed)
+    clients = disjoint(archetypes, truth, torch.cat(clients))
+    start = clocks()
+    if dense:
+        pipeline = DenseFederation(quality=quality, seed=seed)
+        pipeline.round([x.double() for x in clients])
+        found = pipeline.archetypes
+    else:
+        found = federate(clients).archetypes
+    sizes = [len(x) for x in clients]
+    return {
+        "method": "dense" if dense else "ours",
+        "archetypes": archetypes,
+        "neurons": neurons,
+        "quality": quality,
+        "seed": seed,
+        "clients": len(clients),
+        "smallest": min(sizes),
+        "largest": max(sizes),
+        "found": len(found),
+        "m_min": round(overlap(found, truth), 4),
+        "processor_s": round(since(start)[1], 2),
+    }
+
+
+def bench_counts(options, examples=60):
+    """One round of K / 2 clients of unequal sizes and disjoint supports, over a grid: one row a run."""
+    print(f"{examples} examples an archetype on average: exact K of how many, worst smallest overlap")
+    rows = []
+    for archetypes in options.archetypes:
+        for neurons in [options.neurons] if options.neurons else (400, 1000, 2000):
             for quality in (0.6, 0.7, 0.8):
-                exact, worst = 0, 1.0
-                for seed in range(200, 200 + seeds):
-                    truth, clients = make(archetypes, neurons, [examples] * archetypes, quality, seed)
-                    pooled = torch.cat(clients)
-                    owner = (pooled.float() @ truth.float().T).argmax(1)  # sorted by archetype: disjoint
-                    pooled = pooled[owner.argsort(stable=True)]
-                    cuts = torch.linspace(0.2, 1, max(2, archetypes // 2)).cumsum(0)
-                    sizes = (cuts / cuts[-1] * len(pooled)).long()[:-1]
-                    memory = federate(list(pooled.tensor_split(sizes)))
-                    exact += len(memory.archetypes) == archetypes
-                    worst = min(worst, overlap(memory.archetypes, truth))
-                cells.append(f"{exact:>5}/{seeds} {worst:6.3f}  ")
-        print(f"  {archetypes:>4}" + "".join(cells), flush=True)
+                cells = ""
+                for dense, seeds in ((False, options.seeds), (True, options.dense_seeds)):
+                    cell = [
+                        count_once(archetypes, neurons, quality, seed, examples, dense)
+                        for seed in range(200, 200 + seeds)
+                    ]
+                    exact = sum(row["found"] == archetypes for row in cell)
+                    worst = min((row["m_min"] for row in cell), default=0)
+                    span = sorted(row["found"] for row in cell)
+                    if cell:
+                        name = cell[0]["method"]
+                        cells += f"   {name} {exact}/{seeds} [{span[0]}-{span[-1]}] {worst:.3f}"
+                    rows += cell
+                print(f"  K={archetypes:<3} N={neurons:<5} r={quality}{cells}", flush=True)
+                if options.csv:
+                    with Path(options.csv).open("w", newline="") as file:
+                        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+                        writer.writeheader()
+                        writer.writerows(rows)
 
 
 if __name__ == "__main__":
@@ -134,10 +179,14 @@ if __name__ == "__main__":
     parser.add_argument("--neurons", type=int)
     parser.add_argument("--examples", type=int, default=10_000)
     parser.add_argument("--rank", type=int, default=128)
+    parser.add_argument("--archetypes", type=int, nargs="*", default=[3, 4, 6, 10, 20, 40], help="of counts")
+    parser.add_argument("--seeds", type=int, default=10, help="of counts, from 200")
+    parser.add_argument("--dense-seeds", type=int, default=0, help="of counts: the paper's pipeline too")
+    parser.add_argument("--csv", help="of counts: every run")
     options = parser.parse_args()
     if "dense" in options.parts:
         bench_dense(options.neurons or 2000)
     if "counts" in options.parts:
-        bench_counts()
+        bench_counts(options)
     if "scale" in options.parts:
         bench_scale(options.neurons or 100_000, options.examples, options.rank)

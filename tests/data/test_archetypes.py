@@ -36,6 +36,15 @@ def test_an_epoch_is_a_round_and_a_batch_a_client():
     assert (data.num_clients, data.num_features, data.image_shape) == (3, 200, (1, 200))
 
 
+def test_lists_and_tuples_say_the_same():
+    listed = Clients(2, [30, 60], [0.8, 0.6], [[0, 1], [1, 2]], ["noise"])
+    tupled = Clients(2, (30, 60), (0.8, 0.6), ((0, 1), (1, 2)), ("noise",))
+    one, other = (federation(num_archetypes=3, clients=clients) for clients in (listed, tupled))
+    assert all(torch.equal(one.examples(0, c), other.examples(0, c)) for c in range(3))
+    with pytest.raises(ValueError, match="examples"):
+        Clients(2, (30, 60, 90))
+
+
 def test_everything_follows_from_seed_round_and_client():
     data = stream()
     late = batches(data, 7)

@@ -13,6 +13,7 @@ from lightning_plasticity.data import ArchetypeStream
 from lightning_plasticity.data.federation import Clients, Federation
 from lightning_plasticity.data.patterns import load_archetypes
 from lightning_plasticity.hopfield import (
+    DifferentialPrivacy,
     FederatedHopfield,
     FederationConfig,
     Memory,
@@ -21,9 +22,8 @@ from lightning_plasticity.hopfield import (
     federate,
     server_step,
 )
-from lightning_plasticity.hopfield.flower import (
-    client_app,
-    federation_strategy,
+from lightning_plasticity.hopfield.flower import client_app, federation_strategy
+from lightning_plasticity.hopfield.flower_records import (
     pack_broadcast,
     pack_contribution,
     unpack_broadcast,
@@ -78,9 +78,9 @@ class Grid:
         change: turns `(node, exchange, reply)` into another reply, or None for one that never comes.
     """
 
-    def __init__(self, nodes, change=lambda node, exchange, reply: reply):
+    def __init__(self, nodes, change=lambda node, exchange, reply: reply, **insists):
         self.nodes, self.change, self.exchange = nodes, change, 0
-        self.app = client_app(lambda client, round, context: DATA.examples(round, client))
+        self.app = client_app(lambda client, round, context: DATA.examples(round, client), **insists)
         self.replies = {}
 
     def get_node_ids(self):
@@ -124,6 +124,32 @@ def test_a_broadcast_arrives_as_it_was_sent():
         assert all(own[name].dtype == unpacked[name].dtype for name in own)
         if exchange == 0:
             memory = server_step(combine([own], memory, CONFIG), memory, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        (None, False),
+        (DifferentialPrivacy(8.0, rounds=3), True),
+        (DifferentialPrivacy(4.0, rounds=30), True),
+        (DifferentialPrivacy(8.1, rounds=3), False),
+        (DifferentialPrivacy(8.0, delta=1e-9, rounds=3), True),  # spends less
+        (DifferentialPrivacy(4.0, rounds=3, seed=1), False),  # noise that the server knows
+    ],
+)
+def test_a_client_insists_on_its_privacy(asked, answered):
+    config = dataclasses.replace(CONFIG, min_support=1, dp=asked)
+    grid = Grid({1: 0, 2: 1}, dp=DifferentialPrivacy(8.0, rounds=3))
+    memory = start(grid, rounds=1, config=config)[0].memory
+    refused = {client: "less privacy" in reason for client, reason in memory.report.rejected.items()}
+    assert refused == ({} if answered else {0: True, 1: True})
+    assert (float(memory.report.examples.sum()) > 0) == answered
+
+
+def test_a_client_keeps_what_is_fewer_than_its_own_minimum():
+    memory = start(Grid({1: 0, 2: 1}, min_examples=45), rounds=1)[0].memory
+    assert memory.report.rejected == {0: "fewer examples than min_examples"}
+    assert float(memory.report.examples[1]) == 50
 
 
 def test_rounds_through_flower_are_the_federations():

@@ -14,7 +14,8 @@ from lightning_plasticity.callbacks import EntropyController, FigureLogger
 from lightning_plasticity.data import ArchetypeStream
 from lightning_plasticity.data.federation import Clients, Exposure
 from lightning_plasticity.hopfield import FederatedHopfield, FederationConfig, Memory, federate
-from lightning_plasticity.hopfield.module import FederationRound, RoundProgressBar
+from lightning_plasticity.hopfield.module import FederationRound
+from lightning_plasticity.hopfield.progress import RoundProgressBar
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 
@@ -320,13 +321,21 @@ def test_what_does_not_fit_is_refused_at_the_start():
         trainer(max_epochs=1).fit(FederatedHopfield(150, FederationConfig(max_clients=2)), stream())
     with pytest.raises(MisconfigurationException, match="num_features=9"):
         trainer(max_epochs=1).fit(FederatedHopfield(9, CONFIG), stream())
-    with pytest.raises(ValueError, match="max_clients=8"):
-        trainer(max_epochs=1).fit(model(), loader((torch.ones(3, 150), 8)))
     other = FederatedHopfield(150, FederationConfig(max_clients=9, max_archetypes=16))
     with pytest.raises(ValueError, match="max_clients=9"):
         other.load_state_dict(model().state_dict())
     with pytest.raises(ValueError, match="closure"):
         FederationRound([torch.nn.Parameter(torch.zeros(1))]).step()
+
+
+def test_a_client_too_many_is_left_out_with_a_warning():
+    """An error on the process that hosts it would leave the others waiting."""
+    examples = stream().federation.examples(0, 0)
+    alone, crowded = model(), model()
+    trainer(max_epochs=1).fit(alone, loader((examples, 0)))
+    with pytest.warns(UserWarning, match="client 8 is left out: config.max_clients=8"):
+        trainer(max_epochs=1).fit(crowded, loader((examples, 0), (torch.ones(3, 150), 8)))
+    assert_equal_memories(alone.memory, crowded.memory)
 
 
 def test_the_entropy_controller_steers_the_federation():

@@ -1,6 +1,7 @@
 """Sensitivity, noise, accounting, and what can be found under noise."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_plasticity.hopfield import DifferentialPrivacy, FederationConfig, Memory, client_step, federate
+from lightning_plasticity.hopfield import (
+    DifferentialPrivacy,
+    FederationConfig,
+    Memory,
+    client_step,
+    combine,
+    federate,
+    server_step,
+)
 from lightning_plasticity.hopfield.federation import current_basis
 from lightning_plasticity.hopfield.messages import column
 from lightning_plasticity.hopfield.operators import hebbian_product
@@ -18,6 +27,7 @@ from lightning_plasticity.hopfield.privacy import (
     noisy_singular_value,
     sensitivity,
 )
+from lightning_plasticity.hopfield.safety import REASONS
 
 
 @settings(max_examples=40, deadline=None)
@@ -92,6 +102,26 @@ def test_a_spent_budget_ends_what_clients_send(world):
     for _ in range(3):
         memory = federate([truth.examples(40)], memory, config)
     assert memory.report.rejected == {0: "the budget of differential privacy is spent"}
+
+
+@pytest.mark.parametrize("change", ["stretched", "doubled column", "nan", "none"])
+def test_a_basis_that_stretches_is_not_answered(world, change):
+    """It would make one example weigh more than the noise was made for."""
+    truth = world(2, 60)
+    config = FederationConfig(sketch_rank=16, dp=DifferentialPrivacy(50.0, 1e-5, rounds=2))
+    memory = Memory.empty(60, config)
+    sent = [client_step(truth.examples(40), memory, config, client_id=c) for c in range(2)]
+    memory = server_step(combine(sent, memory, config), memory, config)
+    basis = memory.basis.clone()
+    if change == "stretched":
+        basis[:, 3] *= 1.01
+    elif change == "doubled column":
+        basis[:, 1] = basis[:, 0]
+    elif change == "nan":
+        basis[0, 0] = torch.nan
+    sent = client_step(truth.examples(40), replace(memory, basis=basis), config, client_id=0)
+    assert bool(sent["sketch"].any()) == (change == "none")
+    assert ("orthonormal" in REASONS[int(sent["table"][0, column("rejected")])]) == (change != "none")
 
 
 def test_a_seed_repeats_the_noise(world):

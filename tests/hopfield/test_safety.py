@@ -15,7 +15,7 @@ from lightning_plasticity.hopfield import (
     federate,
     server_step,
 )
-from lightning_plasticity.hopfield.messages import column
+from lightning_plasticity.hopfield.messages import column, zeros
 
 CONFIG = FederationConfig(sketch_rank=48)
 
@@ -100,8 +100,8 @@ def test_a_batch_that_did_not_count_may_come_again(world, lost):
         assert truth.overlaps(back.archetypes).min() > 0.99
 
 
-def messages(clients, memory):
-    return {c: client_step(x, memory, CONFIG, client_id=c) for c, x in enumerate(clients)}
+def messages(clients, memory, config=CONFIG):
+    return {c: client_step(x, memory, config, client_id=c) for c, x in enumerate(clients)}
 
 
 DTYPES = {
@@ -209,18 +209,90 @@ def test_one_client_s_pull_is_bounded(world):
     assert float(weights[4]) == pytest.approx(10 / 14)
 
 
-def test_a_liar_about_its_size_gains_no_more(world):
+def lie(message, client, claim, real=60):
+    """A message that claims another size, consistent in itself."""
+    message["sketch"] *= claim / real
+    message["table"][client, column("examples")] = claim
+
+
+@pytest.mark.parametrize("others", [1, 4])
+def test_a_liar_about_its_size_gains_no_more(world, others):
     """A message that claims 10^6 examples is consistent in itself, and still counts as ten medians."""
-    _, clients = honest(world, 5)
+    _, clients = honest(world, others + 1)
     memory = Memory.empty(200, CONFIG)
     sent = messages(clients, memory)
-    sent[4]["sketch"] *= 1e6 / 60
-    sent[4]["table"][4, column("examples")] = 1e6
+    plain = sum(float(sent[c]["sketch"].norm()) for c in range(others))
+    lie(sent[others], others, 1e6)
     total = combine(sent, memory, CONFIG)
-    plain = sum(float(sent[c]["sketch"].norm()) for c in range(4))
-    assert float(total["sketch"].norm()) < plain * (1 + 11 / 4)
+    assert float(total["sketch"].norm()) < plain * (1 + 11 / others)
     memory = server_step(total, memory, CONFIG)
-    assert float(memory.weights[4]) == pytest.approx(10 / 14)
+    assert float(memory.weights[others]) == pytest.approx(10 / (10 + others))
+    assert float(memory.report.examples[others]) == 600
+
+
+def after_a_lie(truth, memory, claim, through, config=CONFIG):
+    """A round of five clients, the last of which claims a size; checked one by one or summed unseen."""
+    batch = [truth.examples(60) for _ in range(5)]
+    for _ in range(2):
+        sent = messages(batch, memory, config)
+        if not memory.exchange:
+            lie(sent[4], 4, claim)
+        total = zeros(memory, config)
+        for message in sent.values():
+            for name, value in message.items():
+                total[name] += value
+        total = combine(sent, memory, config) if through == "combine" else total
+        memory = server_step(total, memory, config)
+    return memory
+
+
+@pytest.mark.parametrize("through", ["combine", "a plain sum"])
+def test_a_lie_beyond_the_cap_is_worth_no_more_than_the_cap(world, through):
+    """The others' plasticity, shares, edge and outliers are those of a claim at the cap."""
+    truth = world(3, 200)
+    memory = None
+    for _ in range(5):
+        memory = federate([truth.examples(60) for _ in range(4)], memory, CONFIG)
+    state = truth.rng.bit_generator.state
+    after = dict[float, Memory]()
+    for claim in (60.0, 600.0, 1e6):
+        truth.rng.bit_generator.state = state
+        after[claim] = after_a_lie(truth, memory, claim, through)
+    cap, beyond = after[600.0], after[1e6]
+    w0 = 840 / (840 + min(float(memory.report.effective_examples), 8400))  # sizes are 4 times 60, and 600
+    assert beyond.report.plasticity[:4].tolist() == pytest.approx([w0] * 4, rel=0.1)
+    for name in ("plasticity", "weights", "examples"):
+        assert torch.equal(getattr(cap.report, name).nan_to_num(), getattr(beyond.report, name).nan_to_num())
+    assert beyond.report.effective_examples == pytest.approx(cap.report.effective_examples)
+    assert after[60.0].outliers == 3
+    for later in after.values():  # what was known stays
+        assert truth.overlaps(later.archetypes).min() > 0.99
+    if through == "combine":  # an unseen sum has the first sketches as they are, and with them its next basis
+        assert beyond.report.edge == pytest.approx(cap.report.edge)
+        assert beyond.outliers == cap.outliers
+        assert [len(later.archetypes) for later in after.values()] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("claim", [120.0, 1e6])
+def test_a_low_cap_makes_lies_about_sizes_harmless(world, claim):
+    """At twice the median no claim hides an archetype, or makes one."""
+    truth, memory, config = world(3, 200), Memory.empty(200, CONFIG), replace(CONFIG, pull_cap=2.0)
+    for _ in range(3):
+        memory = after_a_lie(truth, memory, claim, "combine", config)
+    assert len(memory.archetypes) == memory.outliers == 3
+    assert truth.overlaps(memory.archetypes).min() > 0.99
+
+
+@pytest.mark.parametrize("times", [2, 5, 10])
+def test_a_batch_that_repeats_itself_counts_once(world, times):
+    truth, clients = honest(world, 2)
+    again = [
+        x.repeat(times, 1) * (1 - 2 * (torch.arange(60 * times) % 3 == 0).double())[:, None] for x in clients
+    ]
+    memory = federate(again, None, CONFIG)
+    assert memory.report.examples[:2].tolist() == [60, 60]
+    assert len(memory.archetypes) == memory.outliers == 3
+    assert truth.overlaps(memory.archetypes).min() > 0.99
 
 
 def test_a_claimed_share_does_not_count(world):
