@@ -220,7 +220,7 @@ class HippocampalFormation(Checkpoints, LightningModule):
         z = self.environment.features(chunk[wanted].to(like))
         if settings.task == "latents":
             return z, None
-        velocity = chunk["velocity" if settings.lag else "coming"].to(like) / settings.full_speed
+        velocity = chunk["coming"].to(like) / settings.full_speed  # the walk has its new velocity already
         return z, velocity.expand(len(velocity), z.shape[1], z.shape[3])
 
     def draw_noise(self, steps: int, agents: int, generators: Sequence[torch.Generator]) -> Tensor:

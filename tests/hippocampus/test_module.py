@@ -158,6 +158,25 @@ def test_freeze_unfreeze_and_lesion(make_trainer):
     assert set(model.eta.values()) == {0.0}
 
 
+@pytest.mark.parametrize("preset", ["track", "track_tuned"])
+def test_which_velocity_the_conjunctive_cells_feel(preset):
+    """The authors' feel the one that has just moved the animal, one step late for the next; ours the next."""
+    model = HippocampalFormation(preset, overrides={"threshold": 0.0})  # nearly all of them fire
+    settings, walk = model.settings, TrackData(minutes=1).stream.source
+    first, last = walk.take(39), walk.take(1)
+    state, _ = model.run(first, model.state, model.gate)
+    after, _ = model.run(last, state, model.gate)
+    moved = float(last["position"][0, 0, 0] - first["position"][-1, 0, 0])
+    moving = (moved - round(moved)) / settings.dt  # along the shorter way around the track
+    following = walk.take(1)["velocity"].item()
+    assert abs(moving - following) > 1e-3
+    u = (moving if settings.lag else following) / settings.full_speed
+    expected = [(after.g[0, :, 0] + sign * u).clamp_min(0) for sign in (1, -1)]
+    assert any(bool(part.any()) for part in expected)
+    torch.testing.assert_close(after.c[0, :, 0], torch.cat(expected), atol=1e-5, rtol=0)
+    assert float(after.u) == pytest.approx(following / settings.full_speed)
+
+
 class FreezeAt(L.Callback):
     """Freezes a map in the middle of a run."""
 
