@@ -100,14 +100,14 @@ class HippocampalFormation(Checkpoints, LightningModule):
 
     def _draw(self, rank: int) -> None:
         """Draws everything random of this process's models."""
-        self.seeds = [self.seed + rank * self.models + model for model in range(self.models)]
+        self.seeds = self._seeds_of(rank)
         self.environment_seeds = list(self.seeds)
         weights = initial_weights(self.settings, self.seeds)
         if not self.weights:
             self.weights = nn.ParameterDict({name: nn.Parameter(weight) for name, weight in weights.items()})
         with torch.no_grad():
             for name, weight in weights.items():
-                self.weights[name].copy_(weight)
+                self.weights[name].copy_(torch.zeros_like(weight) if name in self.lesions else weight)
         like = self.weights["hpc_apical"]
         self.environment = make_environment(self.settings, self.seeds)
         self.environment = self.environment.with_tensors(
@@ -116,6 +116,9 @@ class HippocampalFormation(Checkpoints, LightningModule):
         self.state = State.zeros(self.settings, self.models, self.agents, like.dtype, like.device)
         self.error = torch.zeros(self.models, 2, dtype=like.dtype, device=like.device)
         self._generators = [generator_for(seed, stream=5) for seed in self.seeds]
+
+    def _seeds_of(self, rank: int) -> list[int]:
+        return [self.seed + rank * self.models + model for model in range(self.models)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HippocampalFormation":
         """Moves the stream's state, too, which is kept out of the buffers that DDP overwrites."""
@@ -144,14 +147,21 @@ class HippocampalFormation(Checkpoints, LightningModule):
         return self
 
     def unfreeze(self, *names: str) -> None:  # type: ignore[override]
-        """Lets maps learn again, at the preset's rate; one that the preset freezes at that of the others."""
+        """Lets maps learn again, at the preset's rate; one that the preset freezes at that of the others.
+
+        Raises:
+            ValueError: if a map is named that isn't there or that was cut.
+        """
+        cut = sorted(set(names) & set(self.lesions))
+        if cut:
+            raise ValueError(f"maps {cut} were cut by lesion() and cannot learn")
         names, fallback = names or self.settings.maps, max(self.settings.eta.values())
         self.set_eta({name: self.settings.eta.get(name, 0.0) or fallback for name in self._known(names)})
 
     def set_eta(self, eta: Mapping[str, float]) -> None:
-        """Changes learning rates per step, now and for the rest of a run."""
+        """Changes learning rates per step, now and for the rest of a run; of maps that were cut they stay 0."""
         for name in self._known(eta):
-            self.eta[name] = float(eta[name])
+            self.eta[name] = 0.0 if name in self.lesions else float(eta[name])
         self._hand_over_eta()
 
     @torch.no_grad()
@@ -269,9 +279,10 @@ class HippocampalFormation(Checkpoints, LightningModule):
         """Refuses what would silently change the arithmetic or the sums over processes."""
         # Checkpoints shall hold what was learned, which Lightning takes for a mistake.
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-        if self.trainer.precision not in PRECISIONS:
+        dtype = self.state.p.dtype
+        if self.trainer.precision not in PRECISIONS or dtype not in (torch.float32, torch.float64):
             raise MisconfigurationException(
-                f"precision={self.trainer.precision!r} would lose eta * PI, which is far smaller than W: "
+                f"precision={self.trainer.precision!r} with weights of {dtype} would lose eta * PI, which is far smaller than W: "
                 f"choose one of {', '.join(PRECISIONS)}"
             )
         if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
@@ -285,25 +296,37 @@ class HippocampalFormation(Checkpoints, LightningModule):
 
     def on_fit_start(self) -> None:
         """Gives each process a stream of its own, and weights too if processes do not share a model."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        for name in ("dt", "circumference"):
-            value = getattr(data, name, None)
-            if value is not None and value != getattr(self.settings, name):
-                raise MisconfigurationException(
-                    f"the data have {name}={value}, the model {name}={getattr(self.settings, name)}: "
-                    "give both the same"
-                )
-        rank = self.trainer.global_rank
-        if rank == 0 or self._resumed is not None:
+        self._check_data(self.trainer.datamodule)  # type: ignore[attr-defined]
+        if self.trainer.world_size == 1 or self._resumed is not None:
+            return
+        step, rank = self.state.step, self.trainer.global_rank
+        if self.sync == "none" and step:
+            raise MisconfigurationException(
+                "sync='none' draws each process's models as a run begins, these have run already: "
+                "go on with ckpt_path, or in one process"
+            )
+        if self.seeds == self._seeds_of(rank):
             return
         shared = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        environment, seeds = self.environment, self.environment_seeds
+        environment, seeds, error = self.environment, self.environment_seeds, self.error
         self._draw(rank)
+        self.state.step, self.error = step, error
         if self.sync != "none":
             self.environment, self.environment_seeds = environment, seeds
             with torch.no_grad():
                 for name, weight in shared.items():
                     self.weights[name].copy_(weight)
+
+    def _check_data(self, data: Any) -> None:
+        mine = {"models": self.models, "agents": self.agents}
+        for name in ("dt", "circumference", "latents"):
+            mine[name] = getattr(self.settings, name)
+        for name, own in mine.items():
+            value = getattr(data, name, own)
+            if value != own:
+                raise MisconfigurationException(
+                    f"the data have {name}={value}, the model {name}={own}: give both the same"
+                )
 
     def configure_optimizers(self) -> Any:
         """The local rule, and a scheduler that anneals its rates over the run."""
@@ -340,10 +363,11 @@ class HippocampalFormation(Checkpoints, LightningModule):
 
     def training_step(self, batch: Chunk, batch_idx: int) -> None:
         """Runs and learns a chunk of whole theta cycles."""
-        steps, agents = len(next(iter(batch.values()))), next(iter(batch.values())).shape[-1]
-        if agents != self.agents:
+        steps, models, *_, agents = next(iter(batch.values())).shape
+        if (models, agents) != (self.models, self.agents):
             raise ValueError(
-                f"the data have agents={agents}, the model agents={self.agents}: give both as many"
+                f"the data have models={models}, agents={agents}, the model models={self.models}, "
+                f"agents={self.agents}: give both as many"
             )
         if steps % self.gate.cycle:
             raise ValueError(
