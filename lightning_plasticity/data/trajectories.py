@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,10 +83,8 @@ class Walker:
         drawn = [torch.randn(size, generator=g, dtype=torch.float64) for g in self._generators]
         jumps = torch.stack(drawn, 1) * (self.std * math.sqrt(2 * rate))
         # v_t - mean = (1 - rate)^t (v_0 - mean) + sum_{s < t} (1 - rate)^(t - 1 - s) jump_s
-        powers = (1 - rate) ** torch.arange(steps + 1, dtype=torch.float64)
-        lag = torch.arange(steps).unsqueeze(1) - torch.arange(steps)
-        kernel = torch.where(lag >= 0, powers[lag.clamp_min(0)], 0.0)
-        after: Tensor = self.mean + powers[1:].view(-1, 1, 1) * (velocity - self.mean)
+        powers, kernel = _decay(rate, steps)
+        after: Tensor = self.mean + powers.view(-1, 1, 1) * (velocity - self.mean)
         after += torch.tensordot(kernel, jumps, 1)
         return after
 
@@ -108,6 +107,14 @@ class Walker:
         self.position, self.velocity, self.mean = state["position"], state["velocity"], state["mean"]
         for generator, value in zip(self._generators, state["generators"], strict=True):
             generator.set_state(value)
+
+
+@lru_cache(maxsize=4)
+def _decay(rate: float, steps: int) -> tuple[Tensor, Tensor]:
+    """`(1 - rate)^t [steps]` from t = 1 on, and what is left of the jump of each step at each `[steps, steps]`."""
+    powers = (1 - rate) ** torch.arange(steps + 1, dtype=torch.float64)
+    lag = torch.arange(steps).unsqueeze(1) - torch.arange(steps)
+    return powers[1:], torch.where(lag >= 0, powers[lag.clamp_min(0)], 0.0)
 
 
 class Playback:
