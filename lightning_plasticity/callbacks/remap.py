@@ -89,14 +89,15 @@ class Remap(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Refuses a run that ends before the switch; the first environment's rates are annealed until then."""
+        """Refuses a run that ends before the switch; until then rates are annealed."""
         chunk = _chunk_minutes(trainer, pl_module)
         if self.stage != "before" or chunk is None:
             return
         ends = trainer.estimated_stepping_batches * chunk  # below 0 where nobody knows
         if 0 <= ends <= self.at_minutes + 1e-6:
             raise MisconfigurationException(
-                f"at_minutes={self.at_minutes:g} is never reached: the run ends after {ends:g} simulated minutes"
+                f"at_minutes={self.at_minutes:g} is never reached: the run ends after {ends:g} "
+                "simulated minutes"
             )
         pl_module.annealing.total = min(pl_module.annealing.total, self.at_minutes / chunk)
 

@@ -72,7 +72,7 @@ def check_stream(minutes: float, dt: float, chunk_seconds: float) -> tuple[int, 
 
 
 class StreamData(LightningDataModule):
-    """An epoch is a stream of chunks, of another seed in every model and process; checkpoints know where it is.
+    """A stream of chunks, of another seed in every model and process; checkpoints know where it is.
 
     Args:
         minutes: simulated, of an epoch.

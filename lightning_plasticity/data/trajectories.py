@@ -107,7 +107,7 @@ class Walker:
 
 @lru_cache(maxsize=4)
 def _decay(rate: float, steps: int) -> tuple[Tensor, Tensor]:
-    """`(1 - rate)^t [steps]` from t = 1 on, and what is left of the jump of each step at each `[steps, steps]`."""
+    """`(1 - rate)^t [steps]` from t = 1 on; what is left of each step's jump at each `[steps, steps]`."""
     powers = (1 - rate) ** torch.arange(steps + 1, dtype=torch.float64)
     lag = torch.arange(steps).unsqueeze(1) - torch.arange(steps)
     return powers[1:], torch.where(lag >= 0, powers[lag.clamp_min(0)], 0.0)
@@ -226,7 +226,12 @@ class TrackData(StreamData):
         if self._recorded is not None:
             return Playback(self._recorded, self.models, self.agents, self.dt, self.circumference)
         return Walker(
-            self.seeds(rank), self.agents, self.dt, self.speed_mean, self.speed_std, circumference=self.circumference
+            self.seeds(rank),
+            self.agents,
+            self.dt,
+            self.speed_mean,
+            self.speed_std,
+            circumference=self.circumference,
         )
 
     def set_speed_mean(self, value: float) -> None:

@@ -204,7 +204,9 @@ def tracking_figure(dark: "Darkness", dt: float, tests: int = 3, index: int = 0)
         axes.plot(time, true, ".", color=GREY, markersize=4, label="true")
         axes.plot(time, decoded, ".", color=BLUE, markersize=2, label="decoded")
         axes.set_ylabel("place (m)")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=2)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=2
+    )
     return figure
 
 

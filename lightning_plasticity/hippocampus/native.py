@@ -35,6 +35,9 @@ _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _STANDING = {"eta": 0.0, "trace_rate": 1.0, "l1": 0.0, "l2": 0.0, "scale": 1.0}
 
 
+Maps = dict[str, tuple[Tensor, Tensor, Sequence[float]]]
+
+
 class _Map(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weight", "induction")),
@@ -171,7 +174,7 @@ def unroll(
     return after, trace
 
 
-def _maps(weights: Weights, rule: LocalPlasticity | None) -> dict[str, tuple[Tensor, Tensor, Sequence[float]]]:
+def _maps(weights: Weights, rule: LocalPlasticity | None) -> Maps:
     """Weights, inductions and constants of the rule, by the kernel's names."""
     found = {}
     for name, weight in weights.items():
@@ -186,7 +189,7 @@ def _maps(weights: Weights, rule: LocalPlasticity | None) -> dict[str, tuple[Ten
 
 def _network(
     settings: Settings,
-    maps: dict[str, tuple[Tensor, Tensor, Sequence[float]]],
+    maps: Maps,
     state: State,
     inputs: Inputs,
     trace: Trace,

@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_hippocampus.py
 
-Two plain NumPy loops stand in for the authors' code, which runs at 970 to 1137 steps per second on such a core:
-the model's equations alone, with all inputs given (`tests/hippocampus/reference.py`), beside the kernel alone; and
-their whole loop restated, with walk, place fields, noise and histories (`hippocampus_loop.py`), beside "whole",
-a training run as a user has it: walks, place fields, noise, the Trainer and its logging. Each figure is the worst
-and the best of several runs.
+Two plain NumPy loops stand in for the authors' code, which runs at 970 to 1137 steps per second on such a
+core: the model's equations alone, with all inputs given (`tests/hippocampus/reference.py`), beside the kernel
+alone; and their whole loop restated, with walk, place fields, noise and histories (`hippocampus_loop.py`),
+beside "whole", a training run as a user has it: walks, place fields, noise, the Trainer and its logging. Each
+figure is the worst and the best of several runs.
 """
 
 import logging
@@ -75,7 +75,8 @@ def main():
         for models in (1, 32):
             settings, weights, state, inputs = world(preset, 400, models, dtype=torch.float32)
             rule = LocalPlasticity.of(settings, weights)
-            found = rates(lambda: native.unroll(settings, weights, state, inputs, rule), 400, 24 // models + 6)  # noqa: B023
+            repeats = 24 // models + 6
+            found = rates(lambda: native.unroll(settings, weights, state, inputs, rule), 400, repeats)  # noqa: B023
             show(f"{preset}: compiled kernel, {models} models", found, models, numpy, "equations alone")
             short = part(inputs, 0, 80)
             found = rates(lambda: dynamics.unroll(settings, weights, state, short, rule.accumulate), 80, 3)  # noqa: B023

@@ -1,4 +1,4 @@
-"""The authors' training loop restated: what their code computes, draws and keeps at every step, in plain NumPy."""
+"""The authors' training loop restated in NumPy: what their code computes, draws and keeps at every step."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from tests.hippocampus.reference import DENDRITES, Reference
 class AuthorsLoop(Reference):
     """One animal on the track, one step at a time.
 
-    Beside the model's equations (`Reference`) each step moves the animal, computes its place fields, draws the
-    noise of the dendrites and of the other populations (whose scale is 0), low-passes the two prediction errors,
-    and appends time, rates and spikes of nine populations to lists, as RatInABox does by default. Their copy of
-    each weight matrix at each step is left out.
+    Beside the model's equations (`Reference`) each step moves the animal, computes its place fields, draws
+    the noise of the dendrites and of the other populations (whose scale is 0), low-passes the two prediction
+    errors, and appends time, rates and spikes of nine populations to lists, as RatInABox does by default.
+    Their copy of each weight matrix at each step is left out.
 
     Args:
         settings: Numbers of a preset.
@@ -25,7 +25,13 @@ class AuthorsLoop(Reference):
         self.centres, self.random = np.asarray(centres, dtype=np.float64), np.random.default_rng(seed)
         self.position, self.velocity, self.time = self.random.random(), 0.0, 0.0
         self.agent = {"t": [], "pos": [], "vel": []}
-        sizes = {"features": settings.hpc, "hpc": settings.hpc, "mec": settings.mec, "c": 2 * settings.mec, "v": 2}
+        sizes = {
+            "features": settings.hpc,
+            "hpc": settings.hpc,
+            "mec": settings.mec,
+            "c": 2 * settings.mec,
+            "v": 2,
+        }
         sizes |= dict(zip(DENDRITES, 2 * [settings.hpc] + 2 * [settings.mec], strict=True))
         self.populations = {name: {"t": [], "firingrate": [], "spikes": []} for name in sizes}
         self.silent = {name: np.zeros(size) for name, size in sizes.items() if name not in DENDRITES}
@@ -65,7 +71,12 @@ class AuthorsLoop(Reference):
             sleep = float(t % cycle < s.sleep_steps)
             normal = {name: self.random.normal(size=len(noise)) for name, noise in self.noise.items()}
             self.step(z, self.velocity / s.full_speed, sleep, sleep, normal)
-            rates = {"features": z, "hpc": self.p, "mec": self.g, "c": np.concatenate([self.right, self.left])}
+            rates = {
+                "features": z,
+                "hpc": self.p,
+                "mec": self.g,
+                "c": np.concatenate([self.right, self.left]),
+            }
             rates["v"] = np.maximum(0, np.array([self.velocity, -self.velocity]) / s.full_speed)
             for name in self.populations:
                 self.keep(name, rates.get(name, self.noise.get(name)))

@@ -111,7 +111,7 @@ def test_bad_arguments(options):
 def test_refusals(make_trainer):
     with pytest.raises(MisconfigurationException, match="Remap needs a HippocampalFormation on a track"):
         make_trainer(Remap(1.0)).fit(HippocampalFormation("latents"), LatentData(minutes=1))
-    with pytest.raises(MisconfigurationException, match="at_minutes=60 is never reached: the run ends after 1 "):
+    with pytest.raises(MisconfigurationException, match=r"at_minutes=60 is never reached: .* after 1 "):
         make_trainer(Remap(60)).fit(HippocampalFormation("remap_anchored"), TrackData(minutes=1))
     walk = TrackData(minutes=1).train_dataloader()
     with pytest.raises(MisconfigurationException, match="needs data with set_speed_mean"):
