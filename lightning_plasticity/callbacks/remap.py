@@ -38,7 +38,8 @@ class Remap(Callback):
 
     Raises:
         MisconfigurationException: if an argument is out of range, or, at the start of a fit, if the module is
-            no `HippocampalFormation` on a track or the data cannot change their mean speed.
+            no `HippocampalFormation` on a track, the data cannot change their mean speed, or the run ends
+            before the switch.
 
     Example:
         >>> callback = Remap(at_minutes=60, anchor_seconds=60.0)
@@ -88,11 +89,17 @@ class Remap(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """The first environment's learning rates are annealed until the switch."""
-        if self.stage == "before":
-            chunk = _chunk_minutes(trainer, pl_module)
-            if chunk is not None:
-                pl_module.annealing.total = min(pl_module.annealing.total, self.at_minutes / chunk)
+        """Refuses a run that ends before the switch; until then rates are annealed."""
+        chunk = _chunk_minutes(trainer, pl_module)
+        if self.stage != "before" or chunk is None:
+            return
+        ends = trainer.estimated_stepping_batches * chunk  # below 0 where nobody knows
+        if 0 <= ends <= self.at_minutes + 1e-6:
+            raise MisconfigurationException(
+                f"at_minutes={self.at_minutes:g} is never reached: the run ends after {ends:g} "
+                "simulated minutes"
+            )
+        pl_module.annealing.total = min(pl_module.annealing.total, self.at_minutes / chunk)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Switches environment, or ends the anchor, if it is time."""

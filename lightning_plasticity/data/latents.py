@@ -4,12 +4,10 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_plasticity.data.splits import generator_for
-from lightning_plasticity.data.trajectories import Chunk, Stream, check_stream, gather_objects
+from lightning_plasticity.data.streams import Chunk, StreamData
 
 
 def gaussian_process(
@@ -91,7 +89,7 @@ class Signals:
         self.step, self.seeds, self._drawn = state["step"], list(state["seeds"]), None
 
 
-class LatentData(LightningDataModule):
+class LatentData(StreamData):
     """Smooth random signals: chunks of `latents [T, M, latents, B]`, Gaussian processes of variance 1.
 
     Every model and every process has signals of its own seed; the state is in checkpoints.
@@ -126,40 +124,13 @@ class LatentData(LightningDataModule):
         latents: int = 5,
         timescale: float = 1.0,
     ) -> None:
-        super().__init__()
-        for name, number in {"agents": agents, "models": models, "latents": latents}.items():
-            if number < 1:
-                raise MisconfigurationException(f"{name}={number} must be at least 1")
-        for name, value in {"dt": dt, "timescale": timescale}.items():
-            if not value > 0:
-                raise MisconfigurationException(f"{name}={value} must be positive")
-        self.chunks, self.steps = check_stream(minutes, dt, chunk_seconds)
-        self.agents, self.seed, self.models, self.dt = agents, seed, models, dt
+        super().__init__(minutes, agents, seed, models, chunk_seconds, dt)
+        if latents < 1:
+            raise MisconfigurationException(f"latents={latents} must be at least 1")
+        if not timescale > 0:
+            raise MisconfigurationException(f"timescale={timescale} must be positive")
         self.latents, self.timescale = latents, timescale
-        self._stream: Stream | None = None
-        self._loaded: dict[str, Any] | None = None
 
-    @property
-    def stream(self) -> Stream:
-        """The stream of this process, made when it is first asked for."""
-        if self._stream is None:
-            rank = self.trainer.global_rank if self.trainer is not None else 0
-            seeds = [self.seed + rank * self.models + model for model in range(self.models)]
-            total = self.chunks * self.steps
-            source = Signals(seeds, self.agents, self.latents, total, self.dt, self.timescale)
-            self._stream = Stream(source, self.chunks, self.steps)
-            if self._loaded is not None:
-                self._stream.load_state_dict(self._loaded["ranks"][rank])
-        return self._stream
-
-    def train_dataloader(self) -> DataLoader[Chunk]:
-        """Gives the chunks of this process."""
-        return self.stream.loader()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the signals of all processes are."""
-        return {"ranks": gather_objects(self.stream.state_dict())}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        self._loaded, self._stream = state, None
+    def _source(self, rank: int) -> Signals:
+        total = self.chunks * self.steps
+        return Signals(self.seeds(rank), self.agents, self.latents, total, self.dt, self.timescale)

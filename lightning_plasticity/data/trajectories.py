@@ -1,23 +1,20 @@
 """TrackData: an animal on a circular track, as a stream of chunks; and recorded walks on the same track."""
 
 import math
-import warnings
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_plasticity.data.splits import generator_for
+from lightning_plasticity.data.streams import Chunk, StreamData
 
 Source = Literal["walk", "sargolini"]
-Chunk = dict[str, Tensor]
 
 _BLOCK = 400  # steps of a walk that are drawn at once: the cost of each grows with it
 
@@ -82,10 +79,8 @@ class Walker:
         drawn = [torch.randn(size, generator=g, dtype=torch.float64) for g in self._generators]
         jumps = torch.stack(drawn, 1) * (self.std * math.sqrt(2 * rate))
         # v_t - mean = (1 - rate)^t (v_0 - mean) + sum_{s < t} (1 - rate)^(t - 1 - s) jump_s
-        powers = (1 - rate) ** torch.arange(steps + 1, dtype=torch.float64)
-        lag = torch.arange(steps).unsqueeze(1) - torch.arange(steps)
-        kernel = torch.where(lag >= 0, powers[lag.clamp_min(0)], 0.0)
-        after: Tensor = self.mean + powers[1:].view(-1, 1, 1) * (velocity - self.mean)
+        powers, kernel = _decay(rate, steps)
+        after: Tensor = self.mean + powers.view(-1, 1, 1) * (velocity - self.mean)
         after += torch.tensordot(kernel, jumps, 1)
         return after
 
@@ -108,6 +103,14 @@ class Walker:
         self.position, self.velocity, self.mean = state["position"], state["velocity"], state["mean"]
         for generator, value in zip(self._generators, state["generators"], strict=True):
             generator.set_state(value)
+
+
+@lru_cache(maxsize=4)
+def _decay(rate: float, steps: int) -> tuple[Tensor, Tensor]:
+    """`(1 - rate)^t [steps]` from t = 1 on; what is left of each step's jump at each `[steps, steps]`."""
+    powers = (1 - rate) ** torch.arange(steps + 1, dtype=torch.float64)
+    lag = torch.arange(steps).unsqueeze(1) - torch.arange(steps)
+    return powers[1:], torch.where(lag >= 0, powers[lag.clamp_min(0)], 0.0)
 
 
 class Playback:
@@ -157,63 +160,7 @@ class Playback:
         self.step = state["step"]
 
 
-class Stream(IterableDataset[Chunk]):
-    """A number of chunks from a source of chunks; a loaded state goes on inside the epoch.
-
-    Args:
-        source: with `take(steps)`, `state_dict` and `load_state_dict`.
-        chunks: of an epoch.
-        steps: of a chunk.
-    """
-
-    def __init__(self, source: Any, chunks: int, steps: int) -> None:
-        self.source, self.chunks, self.steps, self.next = source, chunks, steps, 0
-
-    def __len__(self) -> int:
-        """Gives the chunks of an epoch."""
-        return self.chunks
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Yields the chunks that are left of this epoch."""
-        self.next %= self.chunks
-        while self.next < self.chunks:
-            chunk = self.source.take(self.steps)
-            self.next += 1
-            yield chunk
-
-    def loader(self) -> DataLoader[Chunk]:
-        """Gives the chunks as they are, in this process: drawing one takes less than handing it over."""
-        warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        return DataLoader(self, batch_size=None, num_workers=0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream is."""
-        return {"next": self.next, "source": self.source.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        self.next = state["next"]
-        self.source.load_state_dict(state["source"])
-
-
-def check_stream(minutes: float, dt: float, chunk_seconds: float) -> tuple[int, int]:
-    """Chunks of a stream and steps of a chunk.
-
-    Raises:
-        MisconfigurationException: if they are no whole numbers.
-    """
-    steps, chunks = chunk_seconds / dt, minutes * 60 / chunk_seconds
-    for name, value, text in (
-        ("chunk_seconds", steps, f"chunk_seconds={chunk_seconds} must be whole steps of dt={dt}"),
-        ("minutes", chunks, f"minutes={minutes} must be whole chunks of chunk_seconds={chunk_seconds}"),
-    ):
-        if not (math.isfinite(value) and value >= 1 and abs(value - round(value)) < 1e-6):
-            raise MisconfigurationException(f"{text}, at least one, got {value:g} ({name})")
-    return round(chunks), round(steps)
-
-
-class TrackData(LightningDataModule):
+class TrackData(StreamData):
     """A walk on a circular track: chunks of `position`, `velocity` and `coming` velocity `[T, M, B]`.
 
     `position [T, M, B]` in metres follows from `velocity` in m/s at the same step; `coming` is the velocity
@@ -258,22 +205,14 @@ class TrackData(LightningDataModule):
         source: Source | str = "walk",
         circumference: float = 1.0,
     ) -> None:
-        super().__init__()
-        for name, number in {"agents": agents, "models": models}.items():
-            if number < 1:
-                raise MisconfigurationException(f"{name}={number} must be at least 1")
-        for name, value, low in (("dt", dt, 0), ("circumference", circumference, 0)):
-            if not value > low:
-                raise MisconfigurationException(f"{name}={value} must be positive")
+        super().__init__(minutes, agents, seed, models, chunk_seconds, dt)
+        if not circumference > 0:
+            raise MisconfigurationException(f"circumference={circumference} must be positive")
         if not speed_std >= 0:
             raise MisconfigurationException(f"speed_std={speed_std} must not be negative")
-        self.chunks, self.steps = check_stream(minutes, dt, chunk_seconds)
-        self.agents, self.seed, self.models, self.dt = agents, seed, models, dt
         self.speed_mean, self.speed_std, self.circumference = speed_mean, speed_std, circumference
         self.origin = source
         self._recorded = None if source == "walk" else self._read(source)
-        self._stream: Stream | None = None
-        self._loaded: dict[str, Any] | None = None
 
     def _read(self, source: str) -> Tensor:
         time, place = sargolini(self.circumference) if source == "sargolini" else _read_file(Path(source))
@@ -283,27 +222,16 @@ class TrackData(LightningDataModule):
         turns = np.unwrap(place, period=self.circumference)
         return torch.from_numpy(np.interp(grid, time, turns))
 
-    @property
-    def stream(self) -> Stream:
-        """The stream of this process, made when it is first asked for."""
-        if self._stream is None:
-            rank = self.trainer.global_rank if self.trainer is not None else 0
-            self._stream = Stream(self._source(rank), self.chunks, self.steps)
-            if self._loaded is not None:
-                if rank >= len(self._loaded["ranks"]):
-                    raise MisconfigurationException(
-                        f"the checkpoint has the walks of {len(self._loaded['ranks'])} processes, not of "
-                        f"{rank + 1}: resume with as many"
-                    )
-                self._stream.load_state_dict(self._loaded["ranks"][rank])
-        return self._stream
-
     def _source(self, rank: int) -> Walker | Playback:
         if self._recorded is not None:
             return Playback(self._recorded, self.models, self.agents, self.dt, self.circumference)
-        seeds = [self.seed + rank * self.models + model for model in range(self.models)]
         return Walker(
-            seeds, self.agents, self.dt, self.speed_mean, self.speed_std, circumference=self.circumference
+            self.seeds(rank),
+            self.agents,
+            self.dt,
+            self.speed_mean,
+            self.speed_std,
+            circumference=self.circumference,
         )
 
     def set_speed_mean(self, value: float) -> None:
@@ -317,28 +245,6 @@ class TrackData(LightningDataModule):
                 f"source={self.origin!r} is a recording: its speed_mean can't be {value}"
             )
         self.stream.source.mean = value
-
-    def train_dataloader(self) -> DataLoader[Chunk]:
-        """Gives the chunks of this process."""
-        return self.stream.loader()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the walks of all processes are."""
-        mine = self.stream.state_dict()
-        return {"ranks": gather_objects(mine)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        self._loaded, self._stream = state, None
-
-
-def gather_objects(mine: Any) -> list[Any]:
-    """What every process has, in the order of ranks; of one process alone, a list of one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [mine]
-    every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, mine)
-    return every
 
 
 def sargolini(circumference: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,7 +1,7 @@
 """How learning rates fall over a run, in a form that a checkpoint can hold."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 
 class Annealing:
@@ -51,3 +51,9 @@ class Annealing:
         fresh = Annealing(start, floor, shape)
         self.start, self.floor, self.shape = fresh.start, fresh.floor, fresh.shape
         self.begin = float(step)
+
+
+def chunks_of(trainer: Any) -> float:
+    """Training steps of the whole run; infinity where nobody knows."""
+    total = float(trainer.estimated_stepping_batches)
+    return total if total > 0 else math.inf

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_plasticity.data.trajectories import gather_objects
+from lightning_plasticity.data.streams import gather_objects
 from lightning_plasticity.hippocampus.dynamics import State
 from lightning_plasticity.hippocampus.gate import Gate
 

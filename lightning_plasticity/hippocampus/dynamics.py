@@ -79,9 +79,9 @@ class Inputs(NamedTuple):
 
     Attributes:
         features: sensory input z `[T, M, n_p, B]`.
-        speed: new rates u of the velocity cells `[T, M, B]`; None without them. With `lag` they are of the
-            velocity that led into the step, and the conjunctive cells still feel the rate before; without,
-            of the velocity of the coming step, felt at once.
+        speed: new rates u of the velocity cells `[T, M, B]`, of the velocity of the coming step; None without
+            them. They change last: with `lag` the conjunctive cells still feel the rate before, which is of
+            the velocity that led into the step; without, the new one.
         sleep: fractions k of HPC and MEC `[T, 2]`, on the CPU.
         noise: standard normal numbers `[T, M, 2 n_p + 2 n_g, B]`; None: dendrites without noise.
     """

@@ -118,7 +118,7 @@ def ring_figure(module: "HippocampalFormation", index: int = 0) -> "Figure":
         axes.set_title(title)
         axes.set_xlabel("from cell")
         axes.grid(False)
-        figure.colorbar(image, ax=axes, location="bottom", shrink=0.8)
+        figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, label="weight")
     figure.axes[0].set_ylabel("to cell")
     for axes, name in zip(figure.axes[3:6], names, strict=True):
         profile = aligned_profile(getattr(ring, name)).tolist()
@@ -204,7 +204,9 @@ def tracking_figure(dark: "Darkness", dt: float, tests: int = 3, index: int = 0)
         axes.plot(time, true, ".", color=GREY, markersize=4, label="true")
         axes.plot(time, decoded, ".", color=BLUE, markersize=2, label="decoded")
         axes.set_ylabel("place (m)")
-    figure.axes[0].legend(loc="upper left", ncols=2, markerscale=2)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=2
+    )
     return figure
 
 

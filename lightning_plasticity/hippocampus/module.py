@@ -1,24 +1,22 @@
 """`HippocampalFormation`: the theta-gated Helmholtz machine as a LightningModule."""
 
-import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from lightning_plasticity.data.splits import generator_for
 from lightning_plasticity.hippocampus import dynamics, native
-from lightning_plasticity.hippocampus.annealing import Annealing
+from lightning_plasticity.hippocampus.annealing import Annealing, chunks_of
 from lightning_plasticity.hippocampus.checkpoints import Checkpoints
 from lightning_plasticity.hippocampus.dynamics import Inputs, State, Trace
 from lightning_plasticity.hippocampus.environment import PlaceFields, initial_weights, make_environment
-from lightning_plasticity.hippocampus.gate import Gate, Mode
+from lightning_plasticity.hippocampus.gate import Gate
+from lightning_plasticity.hippocampus.interventions import Interventions
 from lightning_plasticity.hippocampus.plasticity import LocalPlasticity, Reduction
+from lightning_plasticity.hippocampus.processes import Processes
 from lightning_plasticity.hippocampus.recorder import Recorder
 from lightning_plasticity.hippocampus.settings import Preset, preset
 from lightning_plasticity.metrics.prediction_error import following
@@ -28,11 +26,10 @@ if TYPE_CHECKING:
 
 Chunk = Mapping[str, Tensor]
 
-PRECISIONS = ("32-true", "64-true")
 ERROR_TAU, ERROR_SKIP = 60.0, 0.4  # seconds: of the averaged prediction error, and before it begins
 
 
-class HippocampalFormation(Checkpoints, LightningModule):
+class HippocampalFormation(Checkpoints, Interventions, Processes, LightningModule):
     """A generative model of the hippocampal formation that learns with theta (George et al., NeurIPS 2023).
 
     Pyramidal cells of two layers, HPC and MEC, have a basal dendrite (inference) and an apical one
@@ -100,14 +97,14 @@ class HippocampalFormation(Checkpoints, LightningModule):
 
     def _draw(self, rank: int) -> None:
         """Draws everything random of this process's models."""
-        self.seeds = [self.seed + rank * self.models + model for model in range(self.models)]
+        self.seeds = self._seeds_of(rank)
         self.environment_seeds = list(self.seeds)
         weights = initial_weights(self.settings, self.seeds)
         if not self.weights:
             self.weights = nn.ParameterDict({name: nn.Parameter(weight) for name, weight in weights.items()})
         with torch.no_grad():
             for name, weight in weights.items():
-                self.weights[name].copy_(weight)
+                self.weights[name].copy_(torch.zeros_like(weight) if name in self.lesions else weight)
         like = self.weights["hpc_apical"]
         self.environment = make_environment(self.settings, self.seeds)
         self.environment = self.environment.with_tensors(
@@ -116,6 +113,9 @@ class HippocampalFormation(Checkpoints, LightningModule):
         self.state = State.zeros(self.settings, self.models, self.agents, like.dtype, like.device)
         self.error = torch.zeros(self.models, 2, dtype=like.dtype, device=like.device)
         self._generators = [generator_for(seed, stream=5) for seed in self.seeds]
+
+    def _seeds_of(self, rank: int) -> list[int]:
+        return [self.seed + rank * self.models + model for model in range(self.models)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HippocampalFormation":
         """Moves the stream's state, too, which is kept out of the buffers that DDP overwrites."""
@@ -126,47 +126,6 @@ class HippocampalFormation(Checkpoints, LightningModule):
         return self
 
     # --- what it stands for ---
-
-    @property
-    def mode(self) -> Mode:
-        """Mode of both layers, `theta`, `wake`, `sleep`, `shuffled` or a constant sleep fraction."""
-        if self.gate.hpc != self.gate.mec:
-            raise ValueError(f"hpc is in mode {self.gate.hpc!r}, mec in {self.gate.mec!r}: see gate")
-        return self.gate.hpc
-
-    @mode.setter
-    def mode(self, mode: Mode) -> None:
-        self.gate = self.gate.with_mode(mode)
-
-    def freeze(self, *names: str) -> "HippocampalFormation":
-        """Stops the learning of maps, all of them if none is named: weights and inductions stand still."""
-        self.set_eta(dict.fromkeys(names or self.settings.maps, 0.0))
-        return self
-
-    def unfreeze(self, *names: str) -> None:  # type: ignore[override]
-        """Lets maps learn again, at the preset's rate; one that the preset freezes at that of the others."""
-        names, fallback = names or self.settings.maps, max(self.settings.eta.values())
-        self.set_eta({name: self.settings.eta.get(name, 0.0) or fallback for name in self._known(names)})
-
-    def set_eta(self, eta: Mapping[str, float]) -> None:
-        """Changes learning rates per step, now and for the rest of a run."""
-        for name in self._known(eta):
-            self.eta[name] = float(eta[name])
-        self._hand_over_eta()
-
-    @torch.no_grad()
-    def lesion(self, *names: str) -> None:
-        """Cuts maps: their weights are 0 and stay so."""
-        for name in self._known(names):
-            self.weights[name].zero_()
-            self.lesions.append(name)
-        self.freeze(*names)
-
-    def _known(self, names: Any) -> Sequence[str]:
-        unknown = [name for name in names if name not in self.weights]
-        if unknown or not names:
-            raise ValueError(f"maps {unknown}: choose from {', '.join(self.settings.maps)}")
-        return list(names)
 
     @torch.no_grad()
     def infer(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,7 +179,7 @@ class HippocampalFormation(Checkpoints, LightningModule):
         z = self.environment.features(chunk[wanted].to(like))
         if settings.task == "latents":
             return z, None
-        velocity = chunk["velocity" if settings.lag else "coming"].to(like) / settings.full_speed
+        velocity = chunk["coming"].to(like) / settings.full_speed  # the walk has its new velocity already
         return z, velocity.expand(len(velocity), z.shape[1], z.shape[3])
 
     def draw_noise(self, steps: int, agents: int, generators: Sequence[torch.Generator]) -> Tensor:
@@ -265,85 +224,22 @@ class HippocampalFormation(Checkpoints, LightningModule):
 
     # --- learning ---
 
-    def setup(self, stage: str) -> None:
-        """Refuses what would silently change the arithmetic or the sums over processes."""
-        # Checkpoints shall hold what was learned, which Lightning takes for a mistake.
-        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-        if self.trainer.precision not in PRECISIONS:
-            raise MisconfigurationException(
-                f"precision={self.trainer.precision!r} would lose eta * PI, which is far smaller than W: "
-                f"choose one of {', '.join(PRECISIONS)}"
-            )
-        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise MisconfigurationException(
-                f"strategy={type(self.trainer.strategy).__name__} is not supported: use one device or ddp"
-            )
-        if self.trainer.world_size > 1 and self.sync_every == "step" and self.engine == "native":
-            raise MisconfigurationException(
-                "sync_every='step' needs engine='eager' or 'auto': the kernel runs a whole chunk"
-            )
-
-    def on_fit_start(self) -> None:
-        """Gives each process a stream of its own, and weights too if processes do not share a model."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        for name in ("dt", "circumference"):
-            value = getattr(data, name, None)
-            if value is not None and value != getattr(self.settings, name):
-                raise MisconfigurationException(
-                    f"the data have {name}={value}, the model {name}={getattr(self.settings, name)}: "
-                    "give both the same"
-                )
-        rank = self.trainer.global_rank
-        if rank == 0 or self._resumed is not None:
-            return
-        shared = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        environment, seeds = self.environment, self.environment_seeds
-        self._draw(rank)
-        if self.sync != "none":
-            self.environment, self.environment_seeds = environment, seeds
-            with torch.no_grad():
-                for name, weight in shared.items():
-                    self.weights[name].copy_(weight)
-
     def configure_optimizers(self) -> Any:
         """The local rule, and a scheduler that anneals its rates over the run."""
         rule = LocalPlasticity.of(self.settings, dict(self.weights.items()), self.reduction)
         for name, group in rule.groups.items():
             group["lr"] = group["initial_lr"] = self.eta[name]
-        self.annealing.total = _chunks_of(self.trainer)
+        self.annealing.total = chunks_of(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(rule, [self.annealing] * len(rule.param_groups))
         return {"optimizer": rule, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _hand_over_eta(self) -> None:
-        """Tells the optimizer and its scheduler of changed rates, in a run."""
-        if self._trainer is None or not self.trainer.optimizers:
-            return
-        (rule,) = self.trainer.optimizers
-        for group in rule.param_groups:
-            group["initial_lr"] = self.eta[group["name"]]
-        for config in self.trainer.lr_scheduler_configs:
-            scheduler: Any = config.scheduler
-            if hasattr(scheduler, "base_lrs"):
-                scheduler.base_lrs = [group["initial_lr"] for group in rule.param_groups]
-        self._anneal(rule)
-
-    def restart_annealing(self, start: float, floor: float, shape: Literal["cosine", "linear"]) -> None:
-        """From the next chunk to the end of the run rates fall anew; see `Annealing`."""
-        self.annealing.restart(self.global_step, start, floor, shape)
-        self.annealing.total = _chunks_of(self.trainer)
-        self._hand_over_eta()
-
-    def _anneal(self, rule: Any) -> None:
-        factor = self.annealing(self.global_step)
-        for group in rule.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-
     def training_step(self, batch: Chunk, batch_idx: int) -> None:
         """Runs and learns a chunk of whole theta cycles."""
-        steps, agents = len(next(iter(batch.values()))), next(iter(batch.values())).shape[-1]
-        if agents != self.agents:
+        steps, models, *_, agents = next(iter(batch.values())).shape
+        if (models, agents) != (self.models, self.agents):
             raise ValueError(
-                f"the data have agents={agents}, the model agents={self.agents}: give both as many"
+                f"the data have models={models}, agents={agents}, the model models={self.models}, "
+                f"agents={self.agents}: give both as many"
             )
         if steps % self.gate.cycle:
             raise ValueError(
@@ -373,17 +269,6 @@ class HippocampalFormation(Checkpoints, LightningModule):
     def simulated_minutes(self) -> float:
         """Minutes that the models have lived."""
         return float(self.state.step * self.settings.dt / 60)
-
-    def _share(self, rule: LocalPlasticity) -> None:
-        """Averages what processes have learned in a chunk, so that all go on from the same."""
-        for name, weight in self.weights.items():
-            if self.eta[name]:
-                weight.data.copy_(self._mean(weight.data))
-                rule.induction(name).copy_(self._mean(rule.induction(name)))
-
-    def _mean(self, tensor: Tensor) -> Tensor:
-        mean: Any = self.trainer.strategy.reduce(tensor.clone(), reduce_op="mean")
-        return mean  # type: ignore[no-any-return]
 
     def _log(self) -> None:
         error = self.error.mean(0)
@@ -415,9 +300,3 @@ def _check(models: int, agents: int, engine: str, reduction: str, sync: str, syn
     ):
         if value not in choices:
             raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}")
-
-
-def _chunks_of(trainer: Any) -> float:
-    """Training steps of the whole run; infinity where nobody knows."""
-    total = float(trainer.estimated_stepping_batches)
-    return total if total > 0 else math.inf

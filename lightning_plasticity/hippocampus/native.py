@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,9 @@ _FLAGS = (
 _TARGETS = {"AVX2": "-march=x86-64-v3", "AVX512": "-march=x86-64-v4"}
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _STANDING = {"eta": 0.0, "trace_rate": 1.0, "l1": 0.0, "l2": 0.0, "scale": 1.0}
+
+
+Maps = dict[str, tuple[Tensor, Tensor, Sequence[float]]]
 
 
 class _Map(ctypes.Structure):
@@ -157,7 +161,8 @@ def unroll(
         g=weight.new_empty(steps, models, settings.mec, 1),
         error=weight.new_empty(steps, models, 2),
     )
-    networks = [_network(settings, weights, after, inputs, trace, rule, model) for model in range(models)]
+    maps = _maps(weights, rule)
+    networks = [_network(settings, maps, after, inputs, trace, model) for model in range(models)]
     run = getattr(library(), f"hippocampus_{_DTYPES[dtype]}")
     threads = min(torch.get_num_threads(), models)
     if threads == 1:
@@ -169,16 +174,34 @@ def unroll(
     return after, trace
 
 
+def _maps(weights: Weights, rule: LocalPlasticity | None) -> Maps:
+    """Weights, inductions and constants of the rule, by the kernel's names."""
+    found = {}
+    for name, weight in weights.items():
+        # an induction is not read where nothing is learned
+        induction = weight if rule is None else rule.induction(name)
+        constants = _STANDING if rule is None else rule.rule(name)
+        if not (weight.is_contiguous() and induction.is_contiguous()):
+            raise ValueError(f"the map {name} isn't contiguous: call .contiguous() on it first")
+        found[_MAPS[name]] = weight, induction, list(constants.values())
+    return found
+
+
 def _network(
     settings: Settings,
-    weights: Weights,
+    maps: Maps,
     state: State,
     inputs: Inputs,
     trace: Trace,
-    rule: LocalPlasticity | None,
     model: int,
 ) -> _Network:
     rate = settings.dt / settings.noise_tau
+    streams = {
+        "features": inputs.features,
+        "speed": inputs.speed,
+        "normal": inputs.noise,
+        **{f"trace_{name}": stream for name, stream in trace._asdict().items()},
+    }
     network = _Network(
         hpc=settings.hpc,
         mec=settings.mec,
@@ -191,26 +214,16 @@ def _network(
         noise_jump=settings.noise * math.sqrt(2 * rate),
         noise_jump_mec_apical=settings.noise_mec_apical * math.sqrt(2 * rate),
         sleep=inputs.sleep.data_ptr(),
-        **{name: tensor[model].data_ptr() for name, tensor in state.tensors().items()},
-        **_of_model(model, features=inputs.features, speed=inputs.speed, normal=inputs.noise),
-        **_of_model(model, trace_p=trace.p, trace_g=trace.g, trace_error=trace.error),
+        **{name: _address(tensor, 0, model) for name, tensor in state.tensors().items()},
+        **{name: _address(stream, 1, model) for name, stream in streams.items() if stream is not None},
+        **{f"{name}_stride": stream.stride(0) for name, stream in streams.items() if stream is not None},
     )
-    for name, weight in weights.items():
-        induction = (
-            weight if rule is None else rule.induction(name)
-        )  # it is not read where nothing is learned
-        constants = _STANDING if rule is None else rule.rule(name)
-        if not (weight.is_contiguous() and induction.is_contiguous()):
-            raise ValueError(f"the map {name} isn't contiguous: call .contiguous() on it first")
-        pointers = (weight[model].data_ptr(), induction[model].data_ptr())
-        setattr(network, _MAPS[name], _Map(*pointers, *weight.shape[1:], *constants.values()))
+    for name, (weight, induction, constants) in maps.items():
+        addresses = (_address(weight, 0, model), _address(induction, 0, model))
+        setattr(network, name, _Map(*addresses, *weight.shape[1:], *constants))
     return network
 
 
-def _of_model(model: int, **streams: Tensor | None) -> dict[str, int]:
-    """Address of the first step of one model in streams `[T, M, ...]`, and how far on the next step is."""
-    found: dict[str, int] = {}
-    for name, stream in streams.items():
-        if stream is not None:
-            found |= {name: stream[0, model].data_ptr(), f"{name}_stride": stream.stride(0)}
-    return found
+def _address(tensor: Tensor, dim: int, index: int) -> int:
+    """Where the numbers of one model begin."""
+    return tensor.data_ptr() + index * tensor.stride(dim) * tensor.element_size()

@@ -38,7 +38,7 @@ def dark_table(errors: Mapping[str, Tensor], dt: float) -> str:
         for time in times:
             values = errors_at(error, dt, (time,))[..., 0] if len(error) > 1 else None
             single = error[0, :, round(time / dt) - 1]
-            cells.append(mean_and_spread(single if values is None else values))
+            cells.append(f"{mean_and_spread(single if values is None else values):<13}")
         lasts = float(horizon(error.mean((0, 1)), dt))
         end = f"never in {longest * dt:g} s" if lasts >= longest * dt - 1e-6 else f"{lasts:.1f} s"
         lines.append(f"{name:<25} " + " ".join(cells) + f"   {end}")
@@ -46,9 +46,9 @@ def dark_table(errors: Mapping[str, Tensor], dt: float) -> str:
 
 
 def mean_and_spread(values: Tensor) -> str:
-    """Mean and standard deviation, to three digits."""
-    spread = values.std() if values.numel() > 1 else torch.tensor(0.0)
-    return f"{float(values.mean()):.3f} ± {float(spread):.3f}"
+    """Mean and standard deviation, to three digits; one value alone has no spread."""
+    mean = f"{float(values.mean()):.3f}"
+    return f"{mean} ± {float(values.std()):.3f}" if values.numel() > 1 else mean
 
 
 def track_summary(model: "HippocampalFormation") -> str:

@@ -74,6 +74,21 @@ def test_without_sync_processes_have_seeds_of_their_own(results):
     assert not torch.equal(*(result["none_chunk"]["weights"]["mec_recurrent"] for result in results))
 
 
+def test_what_is_cut_is_cut_in_every_process(results):
+    for result in results:
+        assert not result["cut"]["weights"]["mec_left"].any()
+        assert result["cut"]["weights"]["mec_right"].any()
+
+
+def test_a_second_run_goes_on_from_the_first(results):
+    one, other = (result["twice"] for result in results)
+    assert one["steps"] == other["steps"] == 2 * 6 * 8
+    for name, weight in one["weights"].items():
+        assert torch.equal(weight, other["weights"][name])
+    assert not torch.equal(one["state"]["noise"], other["state"]["noise"])
+    assert all("sync='none' draws" in result["none_twice"] for result in results)
+
+
 @pytest.mark.parametrize("scenario", ["mean_chunk", "none_chunk"])
 def test_resumed_equals_uninterrupted(results, scenario):
     for result in results:

@@ -154,8 +154,32 @@ def test_freeze_unfreeze_and_lesion(make_trainer):
     assert not model.weights["mec_left"].any()
     model.unfreeze("mec_recurrent", "mec_basal")
     assert model.eta["mec_recurrent"] == model.eta["mec_basal"] == 0.01
+    model.unfreeze()
+    model.set_eta({"mec_left": 0.3})
+    assert model.eta["mec_left"] == 0  # what was cut stays cut
+    with pytest.raises(ValueError, match=r"\['mec_left'\] were cut"):
+        model.unfreeze("mec_left")
     model.freeze()
     assert set(model.eta.values()) == {0.0}
+
+
+@pytest.mark.parametrize("preset", ["track", "track_tuned"])
+def test_which_velocity_the_conjunctive_cells_feel(preset):
+    """The authors' feel the one that has just moved the animal, one step late for the next; ours the next."""
+    model = HippocampalFormation(preset, overrides={"threshold": 0.0})  # nearly all of them fire
+    settings, walk = model.settings, TrackData(minutes=1).stream.source
+    first, last = walk.take(39), walk.take(1)
+    state, _ = model.run(first, model.state, model.gate)
+    after, _ = model.run(last, state, model.gate)
+    moved = float(last["position"][0, 0, 0] - first["position"][-1, 0, 0])
+    moving = (moved - round(moved)) / settings.dt  # along the shorter way around the track
+    following = walk.take(1)["velocity"].item()
+    assert abs(moving - following) > 1e-3
+    u = (moving if settings.lag else following) / settings.full_speed
+    expected = [(after.g[0, :, 0] + sign * u).clamp_min(0) for sign in (1, -1)]
+    assert any(bool(part.any()) for part in expected)
+    torch.testing.assert_close(after.c[0, :, 0], torch.cat(expected), atol=1e-5, rtol=0)
+    assert float(after.u) == pytest.approx(following / settings.full_speed)
 
 
 class FreezeAt(L.Callback):
@@ -231,8 +255,18 @@ def test_refuses_what_it_cannot_run(make_trainer):
         make_trainer().fit(model, TrackData(minutes=0.35, chunk_seconds=1.05))
     with pytest.raises(ValueError, match="needs 'position'"):
         make_trainer().fit(model, LatentData(minutes=0.1, chunk_seconds=1.0))
-    with pytest.raises(ValueError, match="agents=2, the model agents=1"):
+    with pytest.raises(MisconfigurationException, match="agents=2, the model agents=1"):
         make_trainer().fit(model, short(agents=2))
+    with pytest.raises(MisconfigurationException, match="models=3, the model models=1"):
+        make_trainer().fit(model, short(models=3))
+    with pytest.raises(ValueError, match="models=3, agents=1, the model models=1, agents=1"):
+        make_trainer().fit(model, short(models=3).train_dataloader())
+    with pytest.raises(MisconfigurationException, match="latents=3, the model latents=5"):
+        make_trainer().fit(
+            HippocampalFormation("latents"), LatentData(minutes=0.1, chunk_seconds=1.0, latents=3)
+        )
+    with pytest.raises(MisconfigurationException, match=r"weights of torch.bfloat16 would lose"):
+        make_trainer().fit(HippocampalFormation().bfloat16(), short())
     with pytest.raises(MisconfigurationException, match=r"dt=0.05"):
         make_trainer().fit(model, short(dt=0.05))
     with pytest.raises(MisconfigurationException, match=r"circumference=2.0"):

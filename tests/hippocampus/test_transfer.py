@@ -68,13 +68,14 @@ def test_stages(make_trainer):
     assert "hippocampus/transfer_after" in run.callback_metrics
 
 
+@pytest.mark.usefixtures("quick_decoder")
 def test_presets_fill_what_is_not_given(make_trainer):
     for preset, expected in {
         "remap": (0.0, "keep", True, False, 0.2),
         "remap_anchored": (60.0, "uniform", False, True, 0.0),
     }.items():
-        callback = Remap(1.0)
-        run = make_trainer(callback, max_steps=1, max_epochs=-1)
+        callback = Remap(0.5)
+        run = make_trainer(callback)
         run.fit(HippocampalFormation(preset), TrackData(minutes=1))
         found = (
             callback.anchor_seconds,
@@ -110,6 +111,8 @@ def test_bad_arguments(options):
 def test_refusals(make_trainer):
     with pytest.raises(MisconfigurationException, match="Remap needs a HippocampalFormation on a track"):
         make_trainer(Remap(1.0)).fit(HippocampalFormation("latents"), LatentData(minutes=1))
+    with pytest.raises(MisconfigurationException, match=r"at_minutes=60 is never reached: .* after 1 "):
+        make_trainer(Remap(60)).fit(HippocampalFormation("remap_anchored"), TrackData(minutes=1))
     walk = TrackData(minutes=1).train_dataloader()
     with pytest.raises(MisconfigurationException, match="needs data with set_speed_mean"):
         make_trainer(Remap(1.0, speed_mean=0.2)).fit(HippocampalFormation("remap"), walk)

@@ -20,7 +20,7 @@ def world(name, steps, models=1, agents=1, seed=0, dtype=torch.float64, **change
     if settings.task == "track":
         chunk = Walker(seeds, agents, settings.dt).take(steps)
         features = environment.features(chunk["position"])
-        speed = (chunk["velocity" if settings.lag else "coming"] / settings.full_speed).to(dtype)
+        speed = (chunk["coming"] / settings.full_speed).to(dtype)
     else:
         signals = Signals(seeds, agents, settings.latents, steps, settings.dt, 1.0)
         features, speed = environment.features(signals.take(steps)["latents"]), None
