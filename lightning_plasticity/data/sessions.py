@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_plasticity.data.loading import EpochSampler
 from lightning_plasticity.data.preparation import Preparation
+from lightning_plasticity.data.resumable import ResumableLoader
 from lightning_plasticity.data.session_images import (
     MemoryImages,
     Selection,
@@ -47,8 +48,8 @@ class ClassIncrementalData(LightningDataModule):
     anything. There is no ``val_dataloader``: a session is evaluated when it is over, by ``session_loader``
     or ``seen_loader``. These deal out *unpadded* shares to processes, so that no image is counted twice;
     training batches are padded to equal numbers, as DDP needs them. Order and augmentation of an epoch
-    follow from ``seed`` and the epoch alone: a run resumed at an epoch's end equals one that was never
-    interrupted.
+    follow from ``seed`` and the epoch alone: a run resumed at an epoch's end or inside it equals one that was
+    never interrupted.
 
     Args:
         dataset: ``"mnist5k"``, ``"digits"``, ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"``,
@@ -249,6 +250,23 @@ class ClassIncrementalData(LightningDataModule):
                 selections[split].append(selection)
         self._selections = selections
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: which classes came when."""
+        return {"class_order": self.class_order, "session_classes": self.session_classes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that a run goes on with the sessions that it began with.
+
+        Raises:
+            MisconfigurationException: for another order or other sessions.
+        """
+        for name, own in self.state_dict().items():
+            if state_dict[name] != own:
+                raise MisconfigurationException(
+                    f"{name}={own}: the checkpoint's run had {state_dict[name]}; give the same seed, "
+                    "class_order and sessions"
+                )
+
     def _check_trainer(self) -> None:
         trainer: Any = self.trainer
         total = sum(self.epochs_per_session)
@@ -336,7 +354,8 @@ class ClassIncrementalData(LightningDataModule):
         if self.num_workers == 0:
             # a batch of images in memory is one index: more processes would only copy it about
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        return DataLoader(
+        kind = ResumableLoader if isinstance(sampler, EpochSampler) else DataLoader
+        return kind(
             images,
             batch_size=self.batch_size,
             sampler=sampler,
