@@ -9,6 +9,7 @@ from torch import nn
 from lightning_plasticity.continual.adapters import AdapterPair
 from lightning_plasticity.continual.backbones import load_backbone
 from lightning_plasticity.continual.checkpoints import ADAPTERS
+from lightning_plasticity.continual.heads import CosineHead
 from lightning_plasticity.continual.learners import SlowFast
 from lightning_plasticity.continual.report import Record
 
@@ -58,7 +59,14 @@ def load(cls: type["SAFE"], backbone: str | nn.Module, folder: str | Path) -> "S
 
 
 def serving(learners: SlowFast, classes: int) -> nn.Module:
-    """The slow learner as plain modules: backbone with the adapter merged, random features, ridge weights."""
+    """The slow learner as plain modules: backbone with the adapter merged, random features, ridge weights.
+
+    With `head="means"`: the backbone, and a cosine head of the classes' mean features.
+    """
+    if learners.prediction.head == "means":
+        means = CosineHead(learners.means.shape[2], classes, float(learners.slow_head.scale))
+        means.set_rows(0, learners.means[0, :classes])
+        return nn.Sequential(learners.adapters.merged("slow"), means).requires_grad_(False).eval()
     width = learners.prediction.random_features
     expand = nn.Linear(learners.means.shape[2], width, bias=False)
     predict = nn.Linear(width, classes, bias=False)

@@ -13,7 +13,7 @@ from lightning_plasticity.continual import checkpoints, folders, sessions, steps
 from lightning_plasticity.continual.adapters import AdapterPair
 from lightning_plasticity.continual.backbones import PACKAGED
 from lightning_plasticity.continual.cache import FeatureCache
-from lightning_plasticity.continual.construction import feature_width, make_adapters
+from lightning_plasticity.continual.construction import feature_width, make_adapters, plain_adapter
 from lightning_plasticity.continual.learners import Answers, SlowFast
 from lightning_plasticity.continual.optimizers import make_optimizer, make_schedule, no_loss, restart
 from lightning_plasticity.continual.report import Record
@@ -101,7 +101,7 @@ class SAFE(SessionModule):
         groups = Losses.of(losses), Optimization.of(optimization), Prediction.of(prediction)
         self.losses, self.optimization, self.prediction = groups
         self.adapt, self.evaluate, self.num_classes, self.seed = adapt, evaluate, num_classes, seed
-        self._keep_settings(backbone, peft_config, weights, image_size)
+        self._keep_settings(backbone, plain_adapter(backbone, peft_config), weights, image_size)
         adapters = make_adapters(backbone, peft_config, weights, image_size, seed)
         width = feature_width(adapters)
         self.learners = SlowFast(adapters, width, num_classes, self.losses, self.prediction, seed)
@@ -110,7 +110,7 @@ class SAFE(SessionModule):
         self._cache: tuple[int, FeatureCache] | None = None
 
     def _keep_settings(self, backbone: Any, peft_config: Any, weights: Any, image_size: Any) -> None:
-        """Hyper-parameters of plain types alone: a module or a PeftConfig must be given again."""
+        """Hyper-parameters of plain types alone: a backbone that is a module must be given again."""
         plain = {
             "num_classes": self.num_classes,
             "losses": self.losses.plain(),
@@ -119,13 +119,12 @@ class SAFE(SessionModule):
             "adapt": self.adapt,
             "evaluate": self.evaluate,
             "seed": self.seed,
+            "peft_config": peft_config,
             "weights": weights,
             "image_size": image_size,
         }
         if isinstance(backbone, str):
             plain["backbone"] = backbone
-        if peft_config is None or isinstance(peft_config, str | Mapping):
-            plain["peft_config"] = dict(peft_config) if isinstance(peft_config, Mapping) else peft_config
         self.save_hyperparameters(plain)
 
     @property
@@ -179,6 +178,7 @@ class SAFE(SessionModule):
         sessions.check_classes(data, self.num_classes)
         if stage == "fit":
             sessions.check_trainer(self.trainer, data)
+            sessions.check_images(data, self.evaluate)
         if self.record is None:
             self.record = Record(len(data.session_classes))
 
@@ -315,6 +315,7 @@ class SAFE(SessionModule):
         checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name not in frozen}
         checkpoint[checkpoints.KEY] = {
             "backbone": dict(self.adapters.about),
+            "adapter": dict(self.adapters.method),
             "begun": self.begun,
             "ended": self.ended,
             "record": None if self.record is None else self.record.state(),
@@ -325,6 +326,7 @@ class SAFE(SessionModule):
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint[checkpoints.KEY]
         checkpoints.check_backbone(saved["backbone"], self.adapters)
+        checkpoints.check_adapter(saved["adapter"], self.adapters.method)
         frozen = checkpoints.frozen_keys(self.state_dict())
         checkpoints.check_keys(set(self.state_dict()), frozen, set(checkpoint["state_dict"]))
         self.begun, self.ended = saved["begun"], saved["ended"]

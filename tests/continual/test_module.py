@@ -7,9 +7,11 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_plasticity.continual import SAFE
+from lightning_plasticity.continual.sessions import check_trainer
 from tests.continual.nets import Watch, conv_net, digits, fitted, safe, tensors, trainer
 
 pytestmark = [
@@ -244,6 +246,7 @@ def test_what_callbacks_rely_on():
     [
         ({"epochs": 3}, "max_epochs=4"),
         ({"reload_dataloaders_every_n_epochs": 0}, "reload_dataloaders_every_n_epochs=1"),
+        ({"precision": "bf16-true"}, "precision=bf16-true is not supported: .*use bf16-mixed"),
     ],
 )
 def test_a_trainer_set_up_wrongly_is_told_how_to_mend_it(options, message):
@@ -251,6 +254,39 @@ def test_a_trainer_set_up_wrongly_is_told_how_to_mend_it(options, message):
     run = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **given)
     with pytest.raises(MisconfigurationException, match=message):
         run.fit(safe(), digits())
+
+
+def test_strategies_that_are_not_supported_are_refused():
+    run = trainer()
+    run.strategy.__class__ = DeepSpeedStrategy  # a kind of DDPStrategy; it can't be made without its package
+    with pytest.raises(MisconfigurationException, match="strategy=DeepSpeedStrategy is not supported"):
+        check_trainer(run, digits())
+
+
+def test_nothing_to_evaluate():
+    with pytest.raises(MisconfigurationException, match=r"evaluate='val': session 0 .*validation=0\.1"):
+        fitted(safe(evaluate="val"), digits(validation=0.0))
+
+
+def test_a_model_that_has_learned_is_not_begun_again_by_accident(tmp_path):
+    """By a new Trainer, the same, or after loading: without the checkpoint its sessions would not count."""
+    model = safe()
+    run = fitted(model, digits(epochs_per_session=1), limit_train_batches=1)
+    run.save_checkpoint(tmp_path / "safe.ckpt")
+    before = tensors(model)
+    loaded = SAFE.load_from_checkpoint(tmp_path / "safe.ckpt", backbone=conv_net(), weights_only=True)
+    for learner, again in ((model, trainer(3)), (model, run), (loaded, trainer(3))):
+        with pytest.raises(MisconfigurationException, match=r"has begun 3 sessions .* ckpt_path"):
+            again.fit(learner, digits(epochs_per_session=1))
+    assert all(torch.equal(value, before[name]) for name, value in tensors(model).items())
+
+
+def test_a_run_goes_on_with_its_own_sessions_alone(tmp_path):
+    save = Watch(on_train_epoch_start=lambda trainer, _: trainer.save_checkpoint(tmp_path / "begun.ckpt"))
+    fitted(safe(), digits(epochs_per_session=1), [save], limit_train_batches=1)
+    for options, name in (({"seed": 7}, "class_order"), ({"sessions": [4, 4, 2]}, "session_classes")):
+        with pytest.raises(MisconfigurationException, match=f"{name}=.*the checkpoint's run had"):
+            fitted(safe(), digits(epochs_per_session=1, **options), ckpt_path=tmp_path / "begun.ckpt")
 
 
 def test_data_without_sessions_or_with_too_many_classes():
