@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_plasticity.continual import CosineHead, RidgeHead
-from lightning_plasticity.continual.ridge import choose_penalty, solve_ridge
+from lightning_plasticity.continual.ridge import _refined, choose_penalty, solve_ridge
 from lightning_plasticity.continual.statistics import RidgeStatistics
 
 
@@ -93,6 +93,18 @@ def test_the_search_on_half_of_the_features_finds_the_same_penalty():
         float(head.held.squared_error(solve_ridge(head.fit.gram, head.fit.cross, p))) for p in head.penalties
     ]
     assert choose_penalty(head.fit, head.held, head.penalties) == head.penalties[int(np.argmin(errors))]
+
+
+@pytest.mark.parametrize("penalty", [1e-5, 1e-4, 1.0])
+def test_a_large_system_is_solved_to_double_precision(penalty):
+    """Factored in single precision and refined; where that does not converge, in double precision."""
+    h = torch.rand(400, 1100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gram, cross = h.T @ h, h.T @ torch.eye(4, dtype=torch.float64)[torch.arange(400) % 4]
+    cross = torch.cat([cross, torch.zeros(1100, 1, dtype=torch.float64)], 1)  # a class not seen yet
+    expected = np.linalg.solve(gram.numpy() + penalty * np.eye(1100), cross.numpy())
+    assert np.abs(solve_ridge(gram, cross, penalty).numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+    converges = _refined(gram, cross, penalty) is not None
+    assert converges == (penalty >= 1.0)
 
 
 def test_an_indefinite_matrix_is_mended_or_refused():
