@@ -1,7 +1,7 @@
 """SAFE in a folder, adapters in peft's format, and the slow learner alone for serving."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -14,12 +14,13 @@ from lightning_plasticity.continual.learners import SlowFast
 from lightning_plasticity.continual.report import Record
 
 if TYPE_CHECKING:
-    from lightning_plasticity.continual.module import SAFE
+    from lightning_plasticity.continual.saving import SavedModule
 
+_Saved = TypeVar("_Saved", bound="SavedModule")
 FILE = "safe.pt"
 
 
-def save(model: "SAFE", folder: str | Path) -> None:
+def save(model: "SavedModule", folder: str | Path) -> None:
     """Writes `fast/` and `slow/` in peft's format, which backbone they need, and `safe.pt` with the rest."""
     model.adapters.save_pretrained(folder)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith(ADAPTERS)}
@@ -35,7 +36,7 @@ def save(model: "SAFE", folder: str | Path) -> None:
     torch.save(content, Path(folder) / FILE)
 
 
-def load(cls: type["SAFE"], backbone: str | nn.Module, folder: str | Path) -> "SAFE":
+def load(cls: type[_Saved], backbone: str | nn.Module, folder: str | Path) -> _Saved:
     """The model that `save` wrote.
 
     Raises:
@@ -50,7 +51,7 @@ def load(cls: type["SAFE"], backbone: str | nn.Module, folder: str | Path) -> "S
     if isinstance(backbone, str):
         net = load_backbone(backbone, given["weights"], given["image_size"])
     pair = AdapterPair.from_pretrained(net, folder)  # type: ignore[arg-type]
-    model = cls(pair, **given)
+    model = cls(pair, **given)  # type: ignore[call-arg]  # as SAFE is made
     own = model.state_dict()
     model.load_state_dict({name: own[name] for name in own if name.startswith(ADAPTERS)} | saved["state"])
     model.begun, model.ended = saved["begun"], saved["ended"]

@@ -1,7 +1,6 @@
 """`SAFE`: a LightningModule that learns in sessions without forgetting (Zhao et al., NeurIPS 2024)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -9,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_plasticity.continual import checkpoints, folders, sessions, steps
+from lightning_plasticity.continual import sessions, steps
 from lightning_plasticity.continual.adapters import AdapterPair
 from lightning_plasticity.continual.backbones import PACKAGED
 from lightning_plasticity.continual.cache import FeatureCache
@@ -17,7 +16,7 @@ from lightning_plasticity.continual.construction import feature_width, make_adap
 from lightning_plasticity.continual.learners import Answers, SlowFast
 from lightning_plasticity.continual.optimizers import make_optimizer, make_schedule, no_loss, restart
 from lightning_plasticity.continual.report import Record
-from lightning_plasticity.continual.session_module import SessionModule
+from lightning_plasticity.continual.saving import SavedModule
 from lightning_plasticity.continual.settings import Losses, Optimization, Prediction
 from lightning_plasticity.entropy import predictive_entropy
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class SAFE(SessionModule):
+class SAFE(SavedModule):
     """Slow and fast parameter-efficient tuning of one frozen backbone, session after session.
 
     Session 1 tunes an adapter, the transfer loss keeping what the backbone knows; a frozen copy of it is the
@@ -60,6 +59,7 @@ class SAFE(SessionModule):
         record: accuracy of `slow`, `fast` and `aggregate` on each session after each, see `Record`.
         plasticity_entropy: 0-d, mean normalised entropy of the fast head's logits in the last training batch;
             0: sure, 1: clueless.
+        joint_accuracy: of learning all classes at once, if known: an upper bound in the figure.
 
     Raises:
         ValueError: for a setting out of range, an unknown backbone or method; while training, for labels of a
@@ -107,6 +107,7 @@ class SAFE(SessionModule):
         self.learners = SlowFast(adapters, width, num_classes, self.losses, self.prediction, seed)
         self.record: Record | None = None
         self.plasticity_entropy = torch.tensor(1.0)
+        self.joint_accuracy: float | None = None
         self._cache: tuple[int, FeatureCache] | None = None
 
     def _keep_settings(self, backbone: Any, peft_config: Any, weights: Any, image_size: Any) -> None:
@@ -126,11 +127,6 @@ class SAFE(SessionModule):
         if isinstance(backbone, str):
             plain["backbone"] = backbone
         self.save_hyperparameters(plain)
-
-    @property
-    def adapters(self) -> AdapterPair:
-        """The backbone with both adapters."""
-        return self.learners.adapters
 
     # --- what it gives ---
 
@@ -160,11 +156,6 @@ class SAFE(SessionModule):
             raise RuntimeError("nothing is learned yet: the first session has not ended")
         with self.precision():
             return self.learners.answers(images, self.learned_classes, self._both(self.ended - 1))
-
-    @property
-    def learned_classes(self) -> int:
-        """Number of classes of the sessions that have ended."""
-        return int((self.learners.slow_ridge.counts > 0).nonzero().max()) + 1 if self.ended else 0
 
     def _both(self, session: int) -> bool:
         """Whether the fast learner differs from the slow one after a session."""
@@ -304,61 +295,6 @@ class SAFE(SessionModule):
         """Figures of the sessions learned, for FigureLogger."""
         from lightning_plasticity.continual.figures import of_record
 
-        return of_record(self.record) if self.record is not None and self.ended else {}
-
-    # --- saving ---
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the backbone out and says which one it is."""
-        state = checkpoint["state_dict"]
-        frozen = checkpoints.frozen_keys(state)
-        checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name not in frozen}
-        checkpoint[checkpoints.KEY] = {
-            "backbone": dict(self.adapters.about),
-            "adapter": dict(self.adapters.method),
-            "begun": self.begun,
-            "ended": self.ended,
-            "record": None if self.record is None else self.record.state(),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that the backbone and all names are this model's, and takes up the sessions."""
-        super().on_load_checkpoint(checkpoint)
-        saved = checkpoint[checkpoints.KEY]
-        checkpoints.check_backbone(saved["backbone"], self.adapters)
-        checkpoints.check_adapter(saved["adapter"], self.adapters.method)
-        frozen = checkpoints.frozen_keys(self.state_dict())
-        checkpoints.check_keys(set(self.state_dict()), frozen, set(checkpoint["state_dict"]))
-        self.begun, self.ended = saved["begun"], saved["ended"]
-        self.record = None if saved["record"] is None else Record.of(saved["record"])
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Loads a state with or without the backbone, which stays as it is."""
-        own = self.state_dict()
-        kept = {name: own[name] for name in checkpoints.frozen_keys(own)}
-        return super().load_state_dict(kept | dict(state_dict), strict, assign)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes both adapters in peft's format, and heads and statistics in `safe.pt` beside them."""
-        folders.save(self, folder)
-
-    @classmethod
-    def from_pretrained(cls, backbone: str | nn.Module, folder: str | Path) -> "SAFE":
-        """The model that `save_pretrained` wrote, on its backbone.
-
-        Raises:
-            ValueError: for another backbone, or a folder that holds no such model.
-        """
-        return folders.load(cls, backbone, folder)
-
-    def merged(self) -> nn.Module:
-        """The slow learner for serving: images to logits `[B, C]`, no peft, frozen.
-
-        Raises:
-            RuntimeError: before the end of the first session.
-        """
-        if not self.ended:
-            raise RuntimeError("nothing is learned yet: the first session has not ended")
-        return folders.serving(self.learners, self.learned_classes)
+        if self.record is None or not self.ended:
+            return {}
+        return of_record(self.record, self.joint_accuracy)

@@ -48,9 +48,10 @@ def solve_ridge(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:
 
 
 def _substitute(lower: Tensor, right: Tensor) -> Tensor:
-    """Solves ``L L^T x = b``; unlike torch.cholesky_solve without a copy of the factor, four times as fast."""
+    """Solves ``L L^T x = b``: torch.cholesky_solve copies the factor, and takes four times as long."""
     half = torch.linalg.solve_triangular(lower, right, upper=False)
-    return torch.linalg.solve_triangular(lower.mT, half, upper=True)
+    solution: Tensor = torch.linalg.solve_triangular(lower.mT, half, upper=True)
+    return solution
 
 
 def _refined(gram: Tensor, cross: Tensor, penalty: float) -> Tensor | None:

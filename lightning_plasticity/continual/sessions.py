@@ -57,7 +57,7 @@ def check_trainer(trainer: Trainer, data: Sessions) -> None:
         raise MisconfigurationException(
             f"strategy={type(strategy).__name__} is not supported: use one device or ddp"
         )
-    precision = str(trainer.precision)  # type: ignore[attr-defined]
+    precision = str(trainer.precision)
     if precision not in ("32-true", "16-mixed", "bf16-mixed"):
         raise MisconfigurationException(
             f"precision={precision} is not supported: heads and statistics need float32; use bf16-mixed"
