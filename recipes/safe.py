@@ -4,6 +4,7 @@
     python recipes/safe.py fit --model.losses.alignment=0 --model.prediction.statistics=separate   it forgets
     python recipes/safe.py fit --model.peft_config.method=lora --data.sessions=[2,2,2,2,2]
     python recipes/safe.py ablation                 every component and baseline, over class orders
+    python recipes/safe.py fit --joint=0.958        that accuracy of all classes at once in the figure
     python recipes/safe.py fit --config recipes/paper/safe_cifar100.yaml        as published: GPU, downloads
 
 A frozen EfficientNet-lite0, trained on ImageNet by others, gets two small adapters: the slow one stays as
@@ -28,6 +29,7 @@ class Recipe(PlasticityCLI):
         super().add_arguments_to_parser(parser)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.image_size", "model.image_size")
+        parser.add_argument("--joint", type=float, help="accuracy of all classes at once, drawn as a bound")
 
     def instantiate_trainer(self, **kwargs):
         """One fit takes all sessions, unless told otherwise."""
@@ -35,6 +37,10 @@ class Recipe(PlasticityCLI):
         if given.get("max_epochs") is None and not given.get("fast_dev_run"):
             kwargs["max_epochs"] = sum(self.datamodule.epochs_per_session)
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self):
+        """Tell the figure of the upper bound, if asked."""
+        self.model.joint_accuracy = self._get(self.config, "joint")
 
     def after_fit(self):
         """Show what was learned and what was forgotten."""

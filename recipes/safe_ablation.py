@@ -136,10 +136,17 @@ def write(rows, folder: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     (folder / "table.md").write_text(table(rows) + "\n")
+    save_figure(figure(rows), folder / "ablation.png")
+
+
+def figure(rows):
+    """Curves of the main variants, and the final accuracies of all."""
+    by_name = {name: [row for row in rows if row["variant"] == name] for name in VARIANTS}
+    present = {name: mine for name, mine in by_name.items() if mine}
+    finals = {name: [100 * row["final_micro"] for row in mine] for name, mine in present.items()}
     curves = {
-        name: [[float(value) for value in row["curve"].split()] for row in rows if row["variant"] == name]
+        name: [[float(value) for value in row["curve"].split()] for row in present[name]]
         for name in DRAWN
+        if name in present
     }
-    drawn = {name: values for name, values in curves.items() if values}
-    if drawn:
-        save_figure(comparison_figure(drawn), folder / "ablation.png")
+    return comparison_figure(curves, finals, mean(finals["joint"]) if "joint" in finals else None)

@@ -31,6 +31,22 @@ def check_backbone(about: Mapping[str, Any], adapters: AdapterPair) -> None:
         )
 
 
+def check_adapter(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint whose adapters compute something else; dropout may differ, it is for training.
+
+    Raises:
+        MisconfigurationException: naming what differs.
+    """
+    differing = {name for name in {*saved, *own} if saved.get(name) != own.get(name)}
+    differing = {name for name in differing if "dropout" not in name}
+    if differing:
+        theirs, ours = ({name: given.get(name) for name in sorted(differing)} for given in (saved, own))
+        raise MisconfigurationException(
+            f"peft_config: the checkpoint does not fit this model: its adapters have {theirs}, this model's "
+            f"{ours}; leave peft_config out, or give the checkpoint's"
+        )
+
+
 def check_keys(own: set[str], frozen: set[str], saved: set[str]) -> None:
     """Refuses a checkpoint that lacks something other than the backbone.
 

@@ -1,11 +1,12 @@
 """The network of `SAFE` from what its constructor is given."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from lightning_plasticity.continual.adapters import AdapterPair
+from lightning_plasticity.continual.adapters import AdapterPair, plain_config
 from lightning_plasticity.continual.backbones import load_backbone
 
 
@@ -23,6 +24,15 @@ def make_adapters(
         pair = AdapterPair(net, peft_config, seed)
     # Else depthwise convolutions are two to three times slower on a processor
     return pair.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+
+
+def plain_adapter(backbone: object, peft_config: Any) -> str | dict[str, Any] | None:
+    """What a checkpoint keeps of the adapter that the constructor was given, in plain types."""
+    if isinstance(backbone, AdapterPair):
+        return dict(backbone.method)
+    if peft_config is None or isinstance(peft_config, str):
+        return peft_config
+    return dict(peft_config) if isinstance(peft_config, Mapping) else plain_config(peft_config)
 
 
 def feature_width(adapters: AdapterPair) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_plasticity.continual.statistics import RidgeStatistics
+from lightning_plasticity.continual.statistics import RidgeStatistics, full_precision
 
 
 class DriftSums(NamedTuple):
@@ -86,9 +86,10 @@ def fit_map(sums: DriftSums, penalty: float = 3e-3) -> DriftMap:
     damped, target = sums.slow.clone(), sums.cross.clone()
     damped.diagonal().add_(pull)
     target.diagonal().add_(pull)
-    matrix = torch.cholesky_solve(target, torch.linalg.cholesky(damped))
-    crossed = matrix.T @ sums.cross
-    residual = (sums.fast - crossed - crossed.T + matrix.T @ sums.slow @ matrix) / sums.views
+    with full_precision(damped):
+        matrix = torch.cholesky_solve(target, torch.linalg.cholesky(damped))
+        crossed = matrix.T @ sums.cross
+        residual = (sums.fast - crossed - crossed.T + matrix.T @ sums.slow @ matrix) / sums.views
     return DriftMap(matrix, residual)
 
 
@@ -106,8 +107,9 @@ def carry(statistics: RidgeStatistics, drift: DriftMap) -> RidgeStatistics:
     carried = RidgeStatistics(len(statistics.gram), len(statistics.counts), statistics.gram.dtype).to(
         statistics.gram.device
     )
-    gram = drift.matrix.T @ statistics.gram @ drift.matrix + statistics.size * drift.residual
-    carried.gram.copy_((gram + gram.T) / 2)
-    carried.cross.copy_(drift.matrix.T @ statistics.cross)
+    with full_precision(statistics.gram):
+        gram = drift.matrix.T @ statistics.gram @ drift.matrix + statistics.size * drift.residual
+        carried.gram.copy_((gram + gram.T) / 2)
+        carried.cross.copy_(drift.matrix.T @ statistics.cross)
     carried.counts.copy_(statistics.counts)
     return carried

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 from lightning_plasticity.continual.report import LEARNERS, Record
-from lightning_plasticity.figures import GREY, colors, new_figure, plot_spread
+from lightning_plasticity.figures import BLACK, BLUE, GREY, colors, new_figure, plot_spread
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def of_record(record: Record) -> Mapping[str, "Figure"]:
-    """All figures of a run, by name."""
+def of_record(record: Record, joint: float | None = None) -> Mapping[str, "Figure"]:
+    """All figures of a run, by name; `joint` as in `accuracy_figure`."""
     drawn = {
-        "accuracy": accuracy_figure(record),
+        "accuracy": accuracy_figure(record, joint),
         "matrix": matrix_figure(record.matrix()[: record.evaluated]),
     }
     if record.evaluated > 1:
@@ -83,19 +84,43 @@ def weight_figure(weight: Tensor) -> "Figure":
     return figure
 
 
-def comparison_figure(runs: Mapping[str, Sequence[Sequence[float]]]) -> "Figure":
-    """Accuracy on all classes seen after each session, mean and standard deviation over class orders.
+def comparison_figure(
+    curves: Mapping[str, Sequence[Sequence[float]]],
+    finals: Mapping[str, Sequence[float]],
+    joint: float | None = None,
+) -> "Figure":
+    """Variants over class orders: accuracies after each session, and the final ones order by order.
 
     Args:
-        runs: name of a variant -> for each class order, the accuracies after each session in percent.
+        curves: name of a variant -> for each class order, accuracy in percent on all classes seen after each
+            session; drawn as mean and standard deviation.
+        finals: name of a variant -> the final accuracy of each class order in percent; drawn as dots with
+            their mean.
+        joint: accuracy in percent of learning all classes at once, drawn as a line.
     """
-    figure = new_figure(xlabel="session", ylabel="accuracy on all classes so far (%)", height=5.5)
-    axes, colour = figure.axes[0], colors(runs)
-    for name, values in runs.items():
+    figure = new_figure(rows=2, height=10.0, height_ratios=(4, max(2.0, 0.3 * len(finals))))
+    (upper, lower), colour = figure.axes, colors(curves)
+    for name, values in curves.items():
         table = torch.tensor([list(row) for row in values], dtype=torch.float64)
         spread = table.std(0) if len(table) > 1 else torch.zeros(table.shape[1])
         sessions = list(range(1, table.shape[1] + 1))
-        plot_spread(axes, sessions, table.mean(0).tolist(), spread.tolist(), label=name, color=colour[name])
-    axes.set_xticks(sessions)
-    axes.legend(fontsize="small")
+        plot_spread(upper, sessions, table.mean(0).tolist(), spread.tolist(), label=name, color=colour[name])
+        upper.set_xticks(sessions)
+    upper.set(xlabel="session", ylabel="accuracy on all classes so far (%)")
+    _final_dots(lower, finals)
+    if joint is not None:
+        for draw in (upper.axhline, lower.axvline):
+            draw(joint, color=GREY, linestyle="--", label="all classes at once")
+    upper.legend(fontsize="small")
     return figure
+
+
+def _final_dots(axes: "Axes", finals: Mapping[str, Sequence[float]]) -> None:
+    """One row of dots for each variant, the best on top, its mean a bar."""
+    order = sorted(finals, key=lambda name: sum(finals[name]) / len(finals[name]))
+    for row, name in enumerate(order):
+        values = list(finals[name])
+        axes.plot(values, [row] * len(values), "o", color=BLUE, alpha=0.6, markersize=5)
+        axes.plot(sum(values) / len(values), row, "|", color=BLACK, markersize=14, markeredgewidth=2)
+    axes.set_yticks(range(len(order)), order, fontsize="small")
+    axes.set_xlabel("final accuracy of each class order (%), bar: mean")

@@ -1,7 +1,7 @@
 """SAFE in a folder, adapters in peft's format, and the slow learner alone for serving."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -9,16 +9,18 @@ from torch import nn
 from lightning_plasticity.continual.adapters import AdapterPair
 from lightning_plasticity.continual.backbones import load_backbone
 from lightning_plasticity.continual.checkpoints import ADAPTERS
+from lightning_plasticity.continual.heads import CosineHead
 from lightning_plasticity.continual.learners import SlowFast
 from lightning_plasticity.continual.report import Record
 
 if TYPE_CHECKING:
-    from lightning_plasticity.continual.module import SAFE
+    from lightning_plasticity.continual.saving import SavedModule
 
+_Saved = TypeVar("_Saved", bound="SavedModule")
 FILE = "safe.pt"
 
 
-def save(model: "SAFE", folder: str | Path) -> None:
+def save(model: "SavedModule", folder: str | Path) -> None:
     """Writes `fast/` and `slow/` in peft's format, which backbone they need, and `safe.pt` with the rest."""
     model.adapters.save_pretrained(folder)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith(ADAPTERS)}
@@ -34,7 +36,7 @@ def save(model: "SAFE", folder: str | Path) -> None:
     torch.save(content, Path(folder) / FILE)
 
 
-def load(cls: type["SAFE"], backbone: str | nn.Module, folder: str | Path) -> "SAFE":
+def load(cls: type[_Saved], backbone: str | nn.Module, folder: str | Path) -> _Saved:
     """The model that `save` wrote.
 
     Raises:
@@ -49,7 +51,7 @@ def load(cls: type["SAFE"], backbone: str | nn.Module, folder: str | Path) -> "S
     if isinstance(backbone, str):
         net = load_backbone(backbone, given["weights"], given["image_size"])
     pair = AdapterPair.from_pretrained(net, folder)  # type: ignore[arg-type]
-    model = cls(pair, **given)
+    model = cls(pair, **given)  # type: ignore[call-arg]  # as SAFE is made
     own = model.state_dict()
     model.load_state_dict({name: own[name] for name in own if name.startswith(ADAPTERS)} | saved["state"])
     model.begun, model.ended = saved["begun"], saved["ended"]
@@ -58,7 +60,14 @@ def load(cls: type["SAFE"], backbone: str | nn.Module, folder: str | Path) -> "S
 
 
 def serving(learners: SlowFast, classes: int) -> nn.Module:
-    """The slow learner as plain modules: backbone with the adapter merged, random features, ridge weights."""
+    """The slow learner as plain modules: backbone with the adapter merged, random features, ridge weights.
+
+    With `head="means"`: the backbone, and a cosine head of the classes' mean features.
+    """
+    if learners.prediction.head == "means":
+        means = CosineHead(learners.means.shape[2], classes, float(learners.slow_head.scale))
+        means.set_rows(0, learners.means[0, :classes])
+        return nn.Sequential(learners.adapters.merged("slow"), means).requires_grad_(False).eval()
     width = learners.prediction.random_features
     expand = nn.Linear(learners.means.shape[2], width, bias=False)
     predict = nn.Linear(width, classes, bias=False)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_plasticity.continual.ridge import PENALTIES, choose_penalty, solve_ridge
-from lightning_plasticity.continual.statistics import RidgeStatistics
+from lightning_plasticity.continual.statistics import RidgeStatistics, full_precision
 
 DOUBLE_UP_TO = 4096  # random features whose sums are kept in float64 unless told otherwise
 
@@ -141,7 +141,7 @@ class RidgeHead(nn.Module):
         """Random features `[B, M]` of features `[B, d]`, float32 whatever autocast says."""
         if features.dim() != 2 or features.shape[1] != len(self.projection):
             raise ValueError(f"features {tuple(features.shape)} must be [B, {len(self.projection)}]")
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features):
             expanded: Tensor = features.to(self.projection.dtype) @ self.projection
         return expanded.relu_()
 
@@ -178,13 +178,15 @@ class RidgeHead(nn.Module):
     @torch.no_grad()
     def solve(self) -> None:
         """Chooses the penalty on the held-out sums and solves on all of them."""
-        self.penalty.fill_(choose_penalty(self.fit, self.held, self.penalties))
-        gram, cross = self.fit.gram + self.held.gram, self.fit.cross + self.held.cross
-        self.weight.copy_(solve_ridge(gram, cross, float(self.penalty)))
+        with full_precision(self.weight):
+            self.penalty.fill_(choose_penalty(self.fit, self.held, self.penalties))
+            gram, cross = self.fit.gram + self.held.gram, self.fit.cross + self.held.cross
+            self.weight.copy_(solve_ridge(gram, cross, float(self.penalty)))
 
     def forward(self, features: Tensor, classes: int | None = None) -> Tensor:
         """Logits `[B, classes]` of features `[B, d]`: regressed one-hot values, about 0 to 1."""
-        return self.expand(features) @ self.weight[:, :classes]
+        with full_precision(features):
+            return self.expand(features) @ self.weight[:, :classes]
 
     def forget(self) -> None:
         """Sets the sums back to zero."""

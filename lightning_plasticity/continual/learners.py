@@ -14,6 +14,7 @@ from lightning_plasticity.continual.heads import CosineHead, RidgeHead
 from lightning_plasticity.continual.losses import alignment_loss, cross_classification_loss, transfer_terms
 from lightning_plasticity.continual.processes import Processes, uniforms
 from lightning_plasticity.continual.settings import Losses, Prediction
+from lightning_plasticity.continual.statistics import full_precision
 from lightning_plasticity.continual.surrogates import DRAWS, surrogate_views
 
 Learner = Literal["slow", "fast"]
@@ -109,7 +110,8 @@ class SlowFast(nn.Module):
         scale = (self.slow_head if slow else self.fast_head).scale.detach()
         if self.prediction.head == "means":
             means = F.normalize(self.means[0 if slow else 1, :classes], dim=1)
-            return scale * F.normalize(features, dim=1) @ means.T
+            with full_precision(features):
+                return scale * F.normalize(features, dim=1) @ means.T
         logits: Tensor = (self.slow_ridge if slow else self.fast_ridge)(features, classes)
         return scale * logits
 

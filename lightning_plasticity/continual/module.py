@@ -1,7 +1,6 @@
 """`SAFE`: a LightningModule that learns in sessions without forgetting (Zhao et al., NeurIPS 2024)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -9,15 +8,15 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_plasticity.continual import checkpoints, folders, sessions, steps
+from lightning_plasticity.continual import sessions, steps
 from lightning_plasticity.continual.adapters import AdapterPair
 from lightning_plasticity.continual.backbones import PACKAGED
 from lightning_plasticity.continual.cache import FeatureCache
-from lightning_plasticity.continual.construction import feature_width, make_adapters
+from lightning_plasticity.continual.construction import feature_width, make_adapters, plain_adapter
 from lightning_plasticity.continual.learners import Answers, SlowFast
 from lightning_plasticity.continual.optimizers import make_optimizer, make_schedule, no_loss, restart
 from lightning_plasticity.continual.report import Record
-from lightning_plasticity.continual.session_module import SessionModule
+from lightning_plasticity.continual.saving import SavedModule
 from lightning_plasticity.continual.settings import Losses, Optimization, Prediction
 from lightning_plasticity.entropy import predictive_entropy
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class SAFE(SessionModule):
+class SAFE(SavedModule):
     """Slow and fast parameter-efficient tuning of one frozen backbone, session after session.
 
     Session 1 tunes an adapter, the transfer loss keeping what the backbone knows; a frozen copy of it is the
@@ -60,6 +59,7 @@ class SAFE(SessionModule):
         record: accuracy of `slow`, `fast` and `aggregate` on each session after each, see `Record`.
         plasticity_entropy: 0-d, mean normalised entropy of the fast head's logits in the last training batch;
             0: sure, 1: clueless.
+        joint_accuracy: of learning all classes at once, if known: an upper bound in the figure.
 
     Raises:
         ValueError: for a setting out of range, an unknown backbone or method; while training, for labels of a
@@ -101,16 +101,17 @@ class SAFE(SessionModule):
         groups = Losses.of(losses), Optimization.of(optimization), Prediction.of(prediction)
         self.losses, self.optimization, self.prediction = groups
         self.adapt, self.evaluate, self.num_classes, self.seed = adapt, evaluate, num_classes, seed
-        self._keep_settings(backbone, peft_config, weights, image_size)
+        self._keep_settings(backbone, plain_adapter(backbone, peft_config), weights, image_size)
         adapters = make_adapters(backbone, peft_config, weights, image_size, seed)
         width = feature_width(adapters)
         self.learners = SlowFast(adapters, width, num_classes, self.losses, self.prediction, seed)
         self.record: Record | None = None
         self.plasticity_entropy = torch.tensor(1.0)
+        self.joint_accuracy: float | None = None
         self._cache: tuple[int, FeatureCache] | None = None
 
     def _keep_settings(self, backbone: Any, peft_config: Any, weights: Any, image_size: Any) -> None:
-        """Hyper-parameters of plain types alone: a module or a PeftConfig must be given again."""
+        """Hyper-parameters of plain types alone: a backbone that is a module must be given again."""
         plain = {
             "num_classes": self.num_classes,
             "losses": self.losses.plain(),
@@ -119,19 +120,13 @@ class SAFE(SessionModule):
             "adapt": self.adapt,
             "evaluate": self.evaluate,
             "seed": self.seed,
+            "peft_config": peft_config,
             "weights": weights,
             "image_size": image_size,
         }
         if isinstance(backbone, str):
             plain["backbone"] = backbone
-        if peft_config is None or isinstance(peft_config, str | Mapping):
-            plain["peft_config"] = dict(peft_config) if isinstance(peft_config, Mapping) else peft_config
         self.save_hyperparameters(plain)
-
-    @property
-    def adapters(self) -> AdapterPair:
-        """The backbone with both adapters."""
-        return self.learners.adapters
 
     # --- what it gives ---
 
@@ -162,11 +157,6 @@ class SAFE(SessionModule):
         with self.precision():
             return self.learners.answers(images, self.learned_classes, self._both(self.ended - 1))
 
-    @property
-    def learned_classes(self) -> int:
-        """Number of classes of the sessions that have ended."""
-        return int((self.learners.slow_ridge.counts > 0).nonzero().max()) + 1 if self.ended else 0
-
     def _both(self, session: int) -> bool:
         """Whether the fast learner differs from the slow one after a session."""
         return self.adapt == "all" and session > 0
@@ -179,6 +169,7 @@ class SAFE(SessionModule):
         sessions.check_classes(data, self.num_classes)
         if stage == "fit":
             sessions.check_trainer(self.trainer, data)
+            sessions.check_images(data, self.evaluate)
         if self.record is None:
             self.record = Record(len(data.session_classes))
 
@@ -304,59 +295,6 @@ class SAFE(SessionModule):
         """Figures of the sessions learned, for FigureLogger."""
         from lightning_plasticity.continual.figures import of_record
 
-        return of_record(self.record) if self.record is not None and self.ended else {}
-
-    # --- saving ---
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the backbone out and says which one it is."""
-        state = checkpoint["state_dict"]
-        frozen = checkpoints.frozen_keys(state)
-        checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name not in frozen}
-        checkpoint[checkpoints.KEY] = {
-            "backbone": dict(self.adapters.about),
-            "begun": self.begun,
-            "ended": self.ended,
-            "record": None if self.record is None else self.record.state(),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that the backbone and all names are this model's, and takes up the sessions."""
-        super().on_load_checkpoint(checkpoint)
-        saved = checkpoint[checkpoints.KEY]
-        checkpoints.check_backbone(saved["backbone"], self.adapters)
-        frozen = checkpoints.frozen_keys(self.state_dict())
-        checkpoints.check_keys(set(self.state_dict()), frozen, set(checkpoint["state_dict"]))
-        self.begun, self.ended = saved["begun"], saved["ended"]
-        self.record = None if saved["record"] is None else Record.of(saved["record"])
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Loads a state with or without the backbone, which stays as it is."""
-        own = self.state_dict()
-        kept = {name: own[name] for name in checkpoints.frozen_keys(own)}
-        return super().load_state_dict(kept | dict(state_dict), strict, assign)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes both adapters in peft's format, and heads and statistics in `safe.pt` beside them."""
-        folders.save(self, folder)
-
-    @classmethod
-    def from_pretrained(cls, backbone: str | nn.Module, folder: str | Path) -> "SAFE":
-        """The model that `save_pretrained` wrote, on its backbone.
-
-        Raises:
-            ValueError: for another backbone, or a folder that holds no such model.
-        """
-        return folders.load(cls, backbone, folder)
-
-    def merged(self) -> nn.Module:
-        """The slow learner for serving: images to logits `[B, C]`, no peft, frozen.
-
-        Raises:
-            RuntimeError: before the end of the first session.
-        """
-        if not self.ended:
-            raise RuntimeError("nothing is learned yet: the first session has not ended")
-        return folders.serving(self.learners, self.learned_classes)
+        if self.record is None or not self.ended:
+            return {}
+        return of_record(self.record, self.joint_accuracy)

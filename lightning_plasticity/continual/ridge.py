@@ -9,10 +9,14 @@ from lightning_plasticity.continual.statistics import RidgeStatistics
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 SEARCH_FROM = 1024  # random features from which the penalty is searched on a half of them
+_REFINEMENTS, _CLOSE = 10, 1e-6  # steps at most, and the relative size of the last one
 
 
 def solve_ridge(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:
     """``(G + lambda I)^-1 Q`` by a Cholesky factor.
+
+    Large sums in float64 are factored in float32, at half the cost, and the solution is refined to float64 by
+    its residuals, as LAPACK's dsposv does; where that does not converge they are factored in float64.
 
     Args:
         gram: `G [M, M]`, symmetric and positive semi-definite up to rounding.
@@ -30,13 +34,39 @@ def solve_ridge(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:
     tensor([[1.],
             [2.]])
     """
+    if gram.dtype == torch.float64 and len(gram) >= SEARCH_FROM:
+        solution = _refined(gram, cross, penalty)
+        if solution is not None:
+            return solution
     for dtype, factor in ((gram.dtype, 1.0), (torch.float64, 1.0), (torch.float64, 100.0)):
         damped = gram.to(dtype, copy=True)
         damped.diagonal().add_(penalty * factor)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
-            return torch.cholesky_solve(cross.to(dtype), lower).to(cross.dtype)
+            return _substitute(lower, cross.to(dtype)).to(cross.dtype)
     raise ValueError(f"the Gram matrix is not positive definite with penalty={penalty}: are its sums finite?")
+
+
+def _substitute(lower: Tensor, right: Tensor) -> Tensor:
+    """Solves ``L L^T x = b``: torch.cholesky_solve copies the factor, and takes four times as long."""
+    half = torch.linalg.solve_triangular(lower, right, upper=False)
+    solution: Tensor = torch.linalg.solve_triangular(lower.mT, half, upper=True)
+    return solution
+
+
+def _refined(gram: Tensor, cross: Tensor, penalty: float) -> Tensor | None:
+    """The solution in float64 from a factor in float32; None if its steps do not shrink as they should."""
+    damped = gram.float()
+    damped.diagonal().add_(penalty)
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    solution, residual = torch.zeros_like(cross), cross
+    for _ in range(0 if int(failed) else _REFINEMENTS):
+        step = _substitute(lower, residual.float()).to(cross.dtype)
+        solution += step
+        if bool((step.norm(dim=0) <= _CLOSE * solution.norm(dim=0)).all()):
+            return solution
+        residual = cross - gram @ solution - penalty * solution
+    return None
 
 
 def choose_penalty(fit: RidgeStatistics, held: RidgeStatistics, penalties: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -55,13 +56,19 @@ class SessionModule(LightningModule, ABC):
         self._restored = progress.get("current", {}).get("processed", 0), checkpoint.get("global_step", 0)
 
     def on_fit_start(self) -> None:
-        """Ends the last session if the checkpoint's epochs were all over: no later hook comes then."""
+        """Ends the last session if the checkpoint's epochs were all over: no later hook comes then.
+
+        Raises:
+            MisconfigurationException: for a model that has learned and a fit without its checkpoint.
+        """
         (epochs, step), self._restored, self._at = self._restored, (0, 0), None
+        self._check_start(bool(epochs or step))
         if epochs >= sum(sessions.require_sessions(self.trainer).epochs_per_session):
             self._end_late(epochs, step)
 
     def on_train_start(self) -> None:
         """Ends a session whose last batch was the checkpoint's last: its own end does not come then."""
+        self._check_start(self.global_step > 0)
         self._end_late(self.current_epoch, self.global_step)
 
     def on_train_epoch_start(self) -> None:
@@ -79,6 +86,14 @@ class SessionModule(LightningModule, ABC):
             self.log_dict(self._end())
 
     # --- what they do ---
+
+    def _check_start(self, goes_on: bool) -> None:
+        """Refuses to begin sessions that the model has begun: nothing would be taken in at their ends."""
+        if self.begun and not goes_on:
+            raise MisconfigurationException(
+                f"the model has begun {self.begun} sessions and ended {self.ended}: to go on, give a new "
+                "Trainer's fit the checkpoint, ckpt_path=...; to begin anew, make a new model"
+            )
 
     def _take_up(self) -> None:
         """Goes to the session of the current epoch, and begins it if it has not begun."""

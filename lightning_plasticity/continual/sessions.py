@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 
 @runtime_checkable
@@ -52,9 +52,15 @@ def check_trainer(trainer: Trainer, data: Sessions) -> None:
     Raises:
         MisconfigurationException: naming the Trainer's argument and the value it needs.
     """
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    strategy, known = trainer.strategy, SingleDeviceStrategy | DDPStrategy
+    if isinstance(strategy, DeepSpeedStrategy) or not isinstance(strategy, known):  # the first inherits DDP's
         raise MisconfigurationException(
-            f"strategy={type(trainer.strategy).__name__} is not supported: use one device or ddp"
+            f"strategy={type(strategy).__name__} is not supported: use one device or ddp"
+        )
+    precision = str(trainer.precision)
+    if precision not in ("32-true", "16-mixed", "bf16-mixed"):
+        raise MisconfigurationException(
+            f"precision={precision} is not supported: heads and statistics need float32; use bf16-mixed"
         )
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
@@ -70,6 +76,21 @@ def check_trainer(trainer: Trainer, data: Sessions) -> None:
             f"max_epochs={trainer.max_epochs}: the sessions take {epochs} epochs; give the Trainer "
             f"max_epochs={sum(epochs)}"
         )
+
+
+def check_images(data: Sessions, split: str) -> None:
+    """Refuses sessions without images to evaluate.
+
+    Raises:
+        MisconfigurationException: naming the session.
+    """
+    for session in range(len(data.session_classes)):
+        images = getattr(data.session_loader(session, split), "dataset", None)
+        if images is not None and not len(images):
+            raise MisconfigurationException(
+                f"evaluate={split!r}: session {session} of the data has no such images; hold some out "
+                "(ClassIncrementalData: validation=0.1)"
+            )
 
 
 def check_classes(data: Sessions, num_classes: int) -> None:

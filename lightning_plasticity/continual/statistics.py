@@ -7,6 +7,11 @@ import torch
 from torch import Tensor, nn
 
 
+def full_precision(like: Tensor) -> torch.autocast:
+    """No autocast on the device of a tensor: sums and what is solved from them do not bear half precision."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 class RidgeStatistics(nn.Module):
     """``G = sum h h^T``, ``Q = sum h y^T`` and the number of samples of each class.
 
@@ -74,7 +79,8 @@ class RidgeStatistics(nn.Module):
             weight: `W [m, C_all]` with `m <= M`: of the first `m` random features.
         """
         width, weight = len(weight), weight.to(self.gram.dtype)
-        quadratic = (weight * (self.gram[:width, :width] @ weight)).sum()
+        with full_precision(weight):
+            quadratic = (weight * (self.gram[:width, :width] @ weight)).sum()
         return quadratic - 2 * (weight * self.cross[:width]).sum() + self.counts.sum()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

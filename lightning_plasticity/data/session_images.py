@@ -75,6 +75,7 @@ class ItemImages:
         self.items = items
         found = getattr(items, "targets", None)
         found = getattr(items, "labels", None) if found is None else found
+        found = _labels_of_timm(items) if found is None else found
         # a data set without a list of labels must be read once
         labels = found if found is not None else [items[position][1] for position in range(len(items))]
         self.labels = _whole(torch.as_tensor(labels))
@@ -82,6 +83,14 @@ class ItemImages:
     def images(self, index: Tensor) -> list[Tensor]:
         """Give images, each a batch of its own, for their sizes differ."""
         return [_as_tensor(self.items[position][0])[None] for position in index.tolist()]
+
+
+def _labels_of_timm(items: Any) -> list[int] | None:
+    """Labels of timm's data set of files, whose reader knows them without opening one."""
+    samples = getattr(getattr(items, "reader", None), "samples", None)
+    if samples is None or getattr(items, "target_transform", None) is not None:
+        return None
+    return [label for _, label in samples]
 
 
 def _whole(labels: Tensor) -> Tensor:

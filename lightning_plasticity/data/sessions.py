@@ -3,7 +3,7 @@
 import functools
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,14 +13,8 @@ from torch.utils.data import DataLoader
 
 from lightning_plasticity.data.loading import EpochSampler
 from lightning_plasticity.data.preparation import Preparation
-from lightning_plasticity.data.session_images import (
-    MemoryImages,
-    Selection,
-    SessionImages,
-    ShardSampler,
-    Source,
-    open_source,
-)
+from lightning_plasticity.data.resumable import ResumableLoader
+from lightning_plasticity.data.session_images import Selection, SessionImages, ShardSampler
 from lightning_plasticity.data.session_plan import (
     ClassOrder,
     SessionPlan,
@@ -28,10 +22,9 @@ from lightning_plasticity.data.session_plan import (
     plan_epochs,
     plan_sessions,
 )
-from lightning_plasticity.data.sources import IMAGE_SETS, load_split, open_torchvision, optional_module
-from lightning_plasticity.data.splits import stratified_split
+from lightning_plasticity.data.session_sources import Domain, Split, open_domains, select_images
+from lightning_plasticity.data.sources import IMAGE_SETS, open_torchvision
 
-Split = Literal["train", "val", "test"]
 Loader = DataLoader[tuple[Tensor, ...]]
 
 
@@ -47,8 +40,8 @@ class ClassIncrementalData(LightningDataModule):
     anything. There is no ``val_dataloader``: a session is evaluated when it is over, by ``session_loader``
     or ``seen_loader``. These deal out *unpadded* shares to processes, so that no image is counted twice;
     training batches are padded to equal numbers, as DDP needs them. Order and augmentation of an epoch
-    follow from ``seed`` and the epoch alone: a run resumed at an epoch's end equals one that was never
-    interrupted.
+    follow from ``seed`` and the epoch alone: a run resumed at an epoch's end or inside it equals one that was
+    never interrupted.
 
     Args:
         dataset: ``"mnist5k"``, ``"digits"``, ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"``,
@@ -136,27 +129,10 @@ class ClassIncrementalData(LightningDataModule):
         return isinstance(self.dataset, list) or self.dataset == "domains"
 
     @functools.cached_property
-    def _sources(self) -> list[dict[Split, Source]]:
+    def _sources(self) -> list[Domain]:
         """Training and test images of each domain; of one, unless the sessions are domains."""
         try:
-            if isinstance(self.dataset, list):
-                pairs = self.dataset
-            elif isinstance(self.dataset, tuple):
-                pairs = [self.dataset]
-            elif self.dataset == "folder":
-                pairs = [_folders(self.data_dir)]
-            elif self.dataset == "domains":
-                domains = sorted(entry for entry in self.data_dir.glob("*") if entry.is_dir())
-                pairs = [_folders(domain) for domain in domains]
-            else:
-                peak = IMAGE_SETS[self.dataset].peak
-                halves = load_split(self.dataset, self.data_dir)
-                return [
-                    dict(zip(("train", "test"), (MemoryImages(*half, peak) for half in halves), strict=True))
-                ]
-            if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-                raise ValueError(f"{len(pairs)} domains: give a tuple (train, test) for each")
-            return [{"train": open_source(train), "test": open_source(test)} for train, test in pairs]
+            return open_domains(self.dataset, self.data_dir)
         except ValueError as error:
             what = repr(self.dataset) if isinstance(self.dataset, str) else "images"
             raise MisconfigurationException(
@@ -235,12 +211,14 @@ class ClassIncrementalData(LightningDataModule):
         if self._selections:
             return
         splits: tuple[Split, ...] = ("train", "val", "test")
-        number = torch.full((max(self.class_order) + 1,), -1)
+        number = torch.full((max(self.class_order) + 1,), -1)  # of each label of the data set
         number[torch.tensor(self.class_order)] = torch.arange(self.num_classes)
         selections: dict[str, list[Selection]] = {split: [] for split in splits}
         for session, classes in enumerate(self.session_classes):
             for split in splits:
-                selection = self._select(session if self.by_domain else 0, classes, split, number)
+                domain = session if self.by_domain else 0
+                held_out = self.validation, self.seed
+                selection = select_images(self._sources, domain, classes, split, number, *held_out)
                 if not len(selection.labels) and split != "val":
                     own = [self.class_order[label] for label in classes]
                     raise MisconfigurationException(
@@ -248,6 +226,23 @@ class ClassIncrementalData(LightningDataModule):
                     )
                 selections[split].append(selection)
         self._selections = selections
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: which classes came when."""
+        return {"class_order": self.class_order, "session_classes": self.session_classes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that a run goes on with the sessions that it began with.
+
+        Raises:
+            MisconfigurationException: for another order or other sessions.
+        """
+        for name, own in self.state_dict().items():
+            if state_dict[name] != own:
+                raise MisconfigurationException(
+                    f"{name}={own}: the checkpoint's run had {state_dict[name]}; give the same seed, "
+                    "class_order and sessions"
+                )
 
     def _check_trainer(self) -> None:
         trainer: Any = self.trainer
@@ -263,20 +258,6 @@ class ClassIncrementalData(LightningDataModule):
                 f"max_epochs={trainer.max_epochs}: the sessions take {self.epochs_per_session} epochs; "
                 f"give the Trainer max_epochs={total}."
             )
-
-    def _select(self, domain: int, classes: list[int], split: Split, number: Tensor) -> Selection:
-        """A session's images of one split."""
-        source = self._sources[domain]["test" if split == "test" else "train"]
-        positions = torch.arange(len(source.labels))
-        if split != "test":
-            kept, held_out = stratified_split(source.labels, self.validation, self.seed)
-            positions = kept if split == "train" else held_out
-        known = source.labels[positions] < len(number)
-        labels = torch.where(known, number[source.labels[positions] * known], -1)
-        mine = torch.isin(labels, torch.tensor(classes))
-        half: Split = "test" if split == "test" else "train"
-        first = sum(len(other[half].labels) for other in self._sources[:domain])
-        return Selection(source, positions[mine], labels[mine], first)
 
     def train_dataloader(self) -> Loader:
         """Give shuffled batches of the current session, this process's share of them."""
@@ -336,7 +317,8 @@ class ClassIncrementalData(LightningDataModule):
         if self.num_workers == 0:
             # a batch of images in memory is one index: more processes would only copy it about
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        return DataLoader(
+        kind = ResumableLoader if isinstance(sampler, EpochSampler) else DataLoader
+        return kind(
             images,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -348,23 +330,3 @@ class ClassIncrementalData(LightningDataModule):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _folders(folder: Path) -> tuple[Any, Any]:
-    """Training and test images of a folder, as torchvision reads them.
-
-    Raises:
-        ValueError: if there are none, or the classes differ.
-    """
-    datasets = optional_module("torchvision.datasets", "a data set in folders")
-    train = folder / "train"
-    test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
-    for part in (train, test):
-        if not part.is_dir():
-            raise ValueError(
-                f"there must be a folder {part.resolve()} that holds one folder of images per class"
-            )
-    pair = tuple(datasets.ImageFolder(str(part)) for part in (train, test))
-    if pair[0].classes != pair[1].classes:
-        raise ValueError(f"the classes in {train} and {test} differ: {pair[0].classes} and {pair[1].classes}")
-    return pair[0], pair[1]

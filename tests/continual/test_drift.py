@@ -61,6 +61,16 @@ def test_the_fit_against_least_squares():
     np.testing.assert_allclose(drift.residual.numpy(), residual.T @ residual / len(before), atol=1e-4)
 
 
+def test_autocast_reaches_neither_the_map_nor_what_it_carries():
+    old_before, _, labels = drifted(seed=0)
+    new_before, new_after, _ = drifted(seed=1, noise=0.1)
+    plain = carry(sums_of(old_before, labels), fitted(new_before, new_after))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = carry(sums_of(old_before, labels), fitted(new_before, new_after))
+    assert torch.equal(half.gram, plain.gram)
+    assert torch.equal(half.cross, plain.cross)
+
+
 def test_where_no_view_says_otherwise_nothing_moved():
     before = torch.zeros(50, 4)
     before[:, 0] = 1

@@ -7,9 +7,11 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_plasticity.continual import SAFE
+from lightning_plasticity.continual.sessions import check_trainer
 from tests.continual.nets import Watch, conv_net, digits, fitted, safe, tensors, trainer
 
 pytestmark = [
@@ -24,23 +26,22 @@ pytestmark = [
         ("conv", None),
         ("vit", None),
         ("vit", "deep_prompt"),
-        ("vit", {"method": "lora", "target_modules": "qkv"}),
+        ("vit", {"method": "lora", "target_modules": ["qkv"]}),
     ],
 )
 def test_what_learns_and_what_never_changes(backbone, peft):
     """After session 1 the slow learner is fixed to the bit; the backbone always; the trained set is one."""
-    if isinstance(peft, dict):
-        peft = {"method": "lora", "target_modules": ["qkv"]}
     model = safe(backbone, peft_config=peft)
     frozen = {
         n: t
         for n, t in tensors(model).items()
         if ".adapters." in n and not {"fast", "slow"} & set(n.split("."))
     }
-    seen, trained = {}, []
+    seen, rows, trained = {}, {}, []
 
     def keep(trainer, module):
         seen[trainer.current_epoch] = module.adapters.state_dict_of("slow")
+        rows[trainer.current_epoch] = module.learners.slow_head.weight.clone()
         trained.append([id(p) for g in trainer.optimizers[0].param_groups for p in g["params"]])
         assert not any(p.requires_grad for n, p in module.named_parameters() if "slow" in n.split("."))
 
@@ -54,7 +55,9 @@ def test_what_learns_and_what_never_changes(backbone, peft):
     fast = model.adapters.state_dict_of("fast")
     assert any(not torch.equal(slow[name], value) for name, value in fast.items())
     assert all(ids == trained[0] for ids in trained)
-    assert torch.equal(model.learners.slow_head.weight[:4], model.learners.slow_head.weight[:4])
+    assert torch.equal(model.learners.slow_head.weight[:4], rows[2][:4])
+    assert rows[2][:4].any()
+    assert not rows[2][4:].any()
     assert model.record.evaluated == 3
 
 
@@ -167,6 +170,24 @@ def test_statistics(statistics):
     assert int(learners.fast_ridge.counts.sum()) == samples
 
 
+def test_half_precision_is_for_the_networks_alone(monkeypatch):
+    """Sums in float32, as the published settings have them, under bf16-mixed: about as good as in float32."""
+    monkeypatch.setattr("lightning_plasticity.continual.heads.DOUBLE_UP_TO", 8)
+    finals = []
+    for precision in ("32-true", "bf16-mixed"):
+        model = safe(prediction={"random_features": 64, "views": 1, "penalties": [0.1, 1.0, 10.0]})
+        run = fitted(model, digits(epochs_per_session=1), precision=precision)
+        finals.append([model.record.summary(name)["final_micro"] for name in ("slow", "fast", "aggregate")])
+        (tested, *_), matrix = (
+            run.test(model, digits(epochs_per_session=1), verbose=False),
+            model.record.matrix(),
+        )
+        key = next(key for key in tested if key.startswith("test/aggregate"))
+        assert tested[key] == pytest.approx(float(matrix[2, 0]), abs=1e-5)
+    assert finals[1] == pytest.approx(finals[0], abs=0.03)
+    assert finals[0][2] > 0.6
+
+
 def test_domains_share_their_classes():
     generator = torch.Generator().manual_seed(0)
     domains = []
@@ -225,6 +246,7 @@ def test_what_callbacks_rely_on():
     [
         ({"epochs": 3}, "max_epochs=4"),
         ({"reload_dataloaders_every_n_epochs": 0}, "reload_dataloaders_every_n_epochs=1"),
+        ({"precision": "bf16-true"}, "precision=bf16-true is not supported: .*use bf16-mixed"),
     ],
 )
 def test_a_trainer_set_up_wrongly_is_told_how_to_mend_it(options, message):
@@ -232,6 +254,39 @@ def test_a_trainer_set_up_wrongly_is_told_how_to_mend_it(options, message):
     run = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **given)
     with pytest.raises(MisconfigurationException, match=message):
         run.fit(safe(), digits())
+
+
+def test_strategies_that_are_not_supported_are_refused():
+    run = trainer()
+    run.strategy.__class__ = DeepSpeedStrategy  # a kind of DDPStrategy; it can't be made without its package
+    with pytest.raises(MisconfigurationException, match="strategy=DeepSpeedStrategy is not supported"):
+        check_trainer(run, digits())
+
+
+def test_nothing_to_evaluate():
+    with pytest.raises(MisconfigurationException, match=r"evaluate='val': session 0 .*validation=0\.1"):
+        fitted(safe(evaluate="val"), digits(validation=0.0))
+
+
+def test_a_model_that_has_learned_is_not_begun_again_by_accident(tmp_path):
+    """By a new Trainer, the same, or after loading: without the checkpoint its sessions would not count."""
+    model = safe()
+    run = fitted(model, digits(epochs_per_session=1), limit_train_batches=1)
+    run.save_checkpoint(tmp_path / "safe.ckpt")
+    before = tensors(model)
+    loaded = SAFE.load_from_checkpoint(tmp_path / "safe.ckpt", backbone=conv_net(), weights_only=True)
+    for learner, again in ((model, trainer(3)), (model, run), (loaded, trainer(3))):
+        with pytest.raises(MisconfigurationException, match=r"has begun 3 sessions .* ckpt_path"):
+            again.fit(learner, digits(epochs_per_session=1))
+    assert all(torch.equal(value, before[name]) for name, value in tensors(model).items())
+
+
+def test_a_run_goes_on_with_its_own_sessions_alone(tmp_path):
+    save = Watch(on_train_epoch_start=lambda trainer, _: trainer.save_checkpoint(tmp_path / "begun.ckpt"))
+    fitted(safe(), digits(epochs_per_session=1), [save], limit_train_batches=1)
+    for options, name in (({"seed": 7}, "class_order"), ({"sessions": [4, 4, 2]}, "session_classes")):
+        with pytest.raises(MisconfigurationException, match=f"{name}=.*the checkpoint's run had"):
+            fitted(safe(), digits(epochs_per_session=1, **options), ckpt_path=tmp_path / "begun.ckpt")
 
 
 def test_data_without_sessions_or_with_too_many_classes():

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_plasticity.continual import SAFE
-from lightning_plasticity.data import ClassIncrementalData
+from lightning_plasticity.data.preparation import Preparation
 from tests.continual.nets import BACKBONES, conv_net, digits, fitted, safe, tensors, vit
 
 pytestmark = [
@@ -80,13 +80,10 @@ def test_resume_at_the_end_of_any_epoch(tmp_path, backbone):
         assert_identical(everything(model, run), expected)
 
 
-def alike():
-    """Two sessions of two equal batches: the order of data starts anew where a run goes on in an epoch."""
-    one = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    both = one.repeat_interleave(64, 0), torch.arange(2).repeat_interleave(64)
-    return ClassIncrementalData(
-        (both, both), sessions=2, epochs_per_session=1, batch_size=32, image_size=16, validation=0.0
-    )
+def two_batches():
+    """Two sessions of two batches each, shuffled and augmented."""
+    shifted = Preparation(augment="shift", padding=1)
+    return digits(sessions=2, epochs_per_session=1, batch_size=330, preparation=shifted, with_index=False)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
@@ -103,15 +100,26 @@ def test_resume_from_another_callback_at_the_end_of_an_epoch(tmp_path, epoch):
 
 def assert_resumes(folder, save, name):
     """A run that goes on from a checkpoint leaves what one without a stop does, in the logger as well."""
-    whole, log = safe(num_classes=2), CSVLogger(folder, "whole")
-    expected = everything(whole, fitted(whole, alike(), [save], logger=log))
+    whole, log = safe(), CSVLogger(folder, "whole")
+    expected = everything(whole, fitted(whole, two_batches(), [save], logger=log))
     saved = torch.load(folder / name, weights_only=True)["safe"]
-    model, again = safe(num_classes=2), CSVLogger(folder, "resumed")
-    run = fitted(model, alike(), ckpt_path=folder / name, logger=again)
+    model, again = safe(), CSVLogger(folder, "resumed")
+    run = fitted(model, two_batches(), ckpt_path=folder / name, logger=again)
+    assert run.global_step == 4
     assert_identical(everything(model, run), expected)
     assert model.ended == 2
     assert len(ends(log)) == 2
-    assert ends(again) == ends(log)[saved["ended"] :]
+    assert ends(again) == pytest.approx(ends(log)[saved["ended"] :], abs=1e-6)
+
+
+def test_a_limited_epoch_does_not_shorten_the_next(tmp_path):
+    """A place in one epoch is none in the next."""
+    whole = safe()
+    run = fitted(whole, digits(), [SaveEpochs(tmp_path)], enable_checkpointing=True, limit_train_batches=3)
+    model = safe()
+    again = fitted(model, digits(), ckpt_path=tmp_path / "epoch=1.ckpt", limit_train_batches=3)
+    assert run.global_step == again.global_step == 12
+    assert_identical(everything(model, again), everything(whole, run))
 
 
 def ends(logger):
@@ -142,6 +150,24 @@ def test_a_checkpoint_without_the_backbone(tmp_path):
         )
 
 
+def test_a_checkpoint_knows_its_adapters_settings(tmp_path):
+    """Also those of a PeftConfig, whose tensors have the names and shapes of the default's."""
+    from lightning_plasticity.continual.adapters import BottleneckConfig
+
+    model, images = safe("vit", peft_config=BottleneckConfig(scale=1.0)), torch.rand(3, 3, 16, 16)
+    fitted(model, digits(epochs_per_session=1)).save_checkpoint(tmp_path / "safe.ckpt")
+    again = SAFE.load_from_checkpoint(tmp_path / "safe.ckpt", backbone=vit(), weights_only=True)
+    assert torch.equal(again(images), model(images))
+    with pytest.raises(MisconfigurationException, match=r"its adapters have \{'scale': 1.0\}, this model's"):
+        SAFE.load_from_checkpoint(
+            tmp_path / "safe.ckpt", backbone=vit(), peft_config="bottleneck", weights_only=True
+        )
+    model.save_pretrained(tmp_path / "saved")
+    folder = SAFE.from_pretrained(vit(), tmp_path / "saved")
+    assert folder.hparams["peft_config"]["scale"] == 1.0
+    torch.testing.assert_close(folder(images), model(images))
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_folders(tmp_path, backbone):
     model, images = safe(backbone), torch.rand(3, 3, 16, 16)
@@ -153,6 +179,12 @@ def test_folders(tmp_path, backbone):
         SAFE.from_pretrained(BACKBONES[backbone](seed=1), tmp_path / "saved")
     with pytest.raises(ValueError, match=r"no safe\.pt"):
         SAFE.from_pretrained(BACKBONES[backbone](), tmp_path)
+
+
+def test_a_merged_model_of_class_means():
+    model, images = safe(prediction={"head": "means", "random_features": 8}), torch.rand(3, 3, 16, 16)
+    fitted(model, digits(epochs_per_session=1), limit_train_batches=1)
+    torch.testing.assert_close(model.merged()(images), model.answers(images).slow, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

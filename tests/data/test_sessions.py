@@ -387,6 +387,27 @@ def test_folders_of_images_of_any_size(tmp_path):
     assert [len(data.session_loader(0, split).dataset) for split in ("train", "val", "test")] == [3, 1, 4]
 
 
+# timm leaves closing the files that it opens to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_data_sets_of_timm_and_torchvision_are_read_alike(tmp_path):
+    """timm's has no list of labels: its reader has them."""
+    from timm.data import create_dataset
+    from torchvision.datasets import ImageFolder
+
+    write_folders(tmp_path)
+    found = []
+    for make in (lambda part: create_dataset("", root=str(part)), lambda part: ImageFolder(str(part))):
+        sets = make(tmp_path / "train"), make(tmp_path / "test")
+        data = ClassIncrementalData(sets, sessions=2, image_size=8, with_index=True, validation=0.25)
+        data.setup()
+        loader = data.session_loader(1, "train")
+        found.append([torch.cat(parts) for parts in zip(*loader, strict=True)])
+        assert len(found[-1][1]) == 3
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_folders_of_domains(tmp_path):
     for domain in ("clipart", "sketch", "real"):
         write_folders(tmp_path / domain)

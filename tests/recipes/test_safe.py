@@ -43,7 +43,7 @@ def test_fit(recipe, repository, capsys, tmp_path):
 def test_ablation(recipe, repository, capsys, tmp_path):
     """Two runs, of which one goes on from the other's first session; a variant's row each."""
     recipe("safe", "ablation", "--orders=1", "--runs=[SAFE,not aligned,frozen]",
-        "--dataset=digits", "--sessions=[6,4]", "--epochs=[1,1]", "--image_size=24",
+        "--dataset=digits", "--sessions=[6,4]", "--epochs=[1,1]", "--image_size=16",
         "--prediction.random_features=200", "--output=compared",
     )  # fmt: skip
     with (tmp_path / "compared" / "results.csv").open() as file:

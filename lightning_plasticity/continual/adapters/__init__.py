@@ -10,6 +10,7 @@ from lightning_plasticity.lazy import lazy_names
 if TYPE_CHECKING:
     from lightning_plasticity.continual.adapters.bottleneck import BottleneckConfig as BottleneckConfig
     from lightning_plasticity.continual.adapters.configs import make_config as make_config
+    from lightning_plasticity.continual.adapters.configs import plain_config as plain_config
     from lightning_plasticity.continual.adapters.configs import register as register
     from lightning_plasticity.continual.adapters.pair import AdapterPair as AdapterPair
     from lightning_plasticity.continual.adapters.prompt import DeepPromptConfig as DeepPromptConfig
@@ -21,6 +22,7 @@ _HOME = {
     "DeepPromptConfig": "prompt",
     "SSFConfig": "ssf",
     "make_config": "configs",
+    "plain_config": "configs",
     "register": "configs",
 }
 

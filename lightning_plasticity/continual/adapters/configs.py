@@ -1,6 +1,8 @@
 """Which adapter: configurations by name, the default for a backbone, and how peft learns of ours."""
 
 from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from enum import Enum
 from typing import Any
 
 from torch import nn
@@ -33,6 +35,61 @@ def register() -> None:
     for name, (config, tuner) in methods.items():
         for table, entry in zip(tables, (config, tuner, tuner.prefix), strict=True):
             table[name] = entry
+
+
+_BOOKKEEPING = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+    "inference_mode",
+}  # fmt: skip
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A configuration as ``make_config`` takes it, in plain types, which checkpoints and YAML can hold.
+
+    Args:
+        config: a ``PeftConfig``.
+
+    Returns:
+        ``method`` and the settings that are not the method's defaults.
+
+    Raises:
+        ValueError: for a setting of another type.
+
+    >>> plain_config(make_config({"method": "ssf", "init": "noise"}, nn.Linear(2, 2)))
+    {'method': 'ssf', 'init': 'noise'}
+    """
+    plain = {"method": _method(config.peft_type)}
+    for field in fields(config):
+        value = _plain(getattr(config, field.name))
+        if field.init and field.name not in _BOOKKEEPING and value != _plain(_default(field)):
+            if not _is_plain(value):
+                raise ValueError(
+                    f"{type(config).__name__}: {field.name}={value!r} can't be kept in a checkpoint"
+                )
+            plain[field.name] = value
+    return plain
+
+
+def _default(field: "Field[Any]") -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _method(peft_type: Any) -> str:
+    return str(getattr(peft_type, "value", peft_type)).removeprefix("PLASTICITY_").lower()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value.value if isinstance(value, Enum) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(entry) for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(entry) for entry in value)
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def default_config(backbone: nn.Module) -> Any:
@@ -83,7 +140,7 @@ def make_config(config: Any, backbone: nn.Module) -> Any:
     settings = {"method": config} if isinstance(config, str) else dict(config)
     method = str(settings.pop("method", "")).upper()
     tables: Mapping[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
-    known = {str(getattr(key, "value", key)).removeprefix("PLASTICITY_"): cls for key, cls in tables.items()}
+    known = {_method(key).upper(): cls for key, cls in tables.items()}
     if method not in known:
         raise ValueError(
             f"peft_config={config!r}: its method must be one of {', '.join(sorted(known)).lower()}"

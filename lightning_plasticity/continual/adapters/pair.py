@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_plasticity.continual.adapters.configs import make_config
+from lightning_plasticity.continual.adapters.configs import make_config, plain_config
 from lightning_plasticity.continual.backbones import describe
 
 Learner = Literal["fast", "slow", "pretrained"]
@@ -42,6 +42,7 @@ class AdapterPair(nn.Module):
     Attributes:
         about: name, fingerprint and number of features of the bare backbone (see ``describe``).
         peft_config: the adapters' configuration, with their modules filled in.
+        method: the same in plain types, as ``peft_config`` can also be given.
 
     Raises:
         ValueError: for a configuration that doesn't fit the backbone, or one that has adapters already.
@@ -63,6 +64,7 @@ class AdapterPair(nn.Module):
         _check_config(config)
         self.model = _with_adapters(backbone, config, seed)
         self.peft_config = self.model.peft_config[_FAST]
+        self.method = plain_config(self.peft_config)
         named = dict(self.model.named_parameters())
         self._trained = [name for name, parameter in named.items() if parameter.requires_grad]
         strangers = [name for name in self._trained if _FAST not in name.split(".")]

@@ -1,16 +1,24 @@
 """Which adapter is meant, and how peft learns of ours."""
 
+import copy
 import subprocess
 import sys
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, mapping
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
-from lightning_plasticity.continual.adapters import AdapterPair, SSFConfig, make_config, register
-from tests.continual.adapters.nets import bare
+from lightning_plasticity.continual.adapters import (
+    AdapterPair,
+    SSFConfig,
+    make_config,
+    plain_config,
+    register,
+)
+from tests.continual.adapters.nets import CASES, bare, settings
 
 
 def test_registering_again_changes_nothing_and_hides_no_method_of_peft():
@@ -35,8 +43,8 @@ def test_a_peft_without_the_tables_is_named(monkeypatch):
 def test_nothing_imports_peft_before_it_is_needed():
     code = "import sys, lightning_plasticity.continual.adapters as a; print(a.__all__, 'peft' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names = ["AdapterPair", "BottleneckConfig", "DeepPromptConfig", "SSFConfig", "make_config", "register"]
-    assert done.stdout.strip() == f"{names} False"
+    names = ["AdapterPair", "BottleneckConfig", "DeepPromptConfig", "SSFConfig"]
+    assert done.stdout.strip() == f"{[*names, 'make_config', 'plain_config', 'register']} False"
 
 
 def test_a_missing_peft_names_the_extra():
@@ -98,3 +106,23 @@ def test_the_given_config_is_left_as_it_was():
 def test_bad_configs(config, words):
     with pytest.raises(ValueError, match=words):
         AdapterPair(bare("vit"), config)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES, ids=["-".join(case) for case in CASES])
+def test_a_configuration_in_plain_types_is_the_same(kind, name):
+    """As it was given, and with its modules filled in by peft; and it goes through YAML."""
+    given = make_config(settings(kind, name), bare(kind))
+    filled = AdapterPair(bare(kind), copy.deepcopy(given)).peft_config
+    for config in (given, filled):
+        plain = plain_config(config)
+        again = make_config(yaml.safe_load(yaml.safe_dump(plain)), bare(kind))
+        assert type(again) is type(config)
+        assert plain_config(again) == plain
+    assert plain_config(given)["method"] == settings(kind, name)["method"]
+
+
+def test_settings_that_are_not_plain_are_refused():
+    config = SSFConfig()
+    config.init = torch.zeros(1).bool  # a function
+    with pytest.raises(ValueError, match=r"SSFConfig: init=.* can't be kept in a checkpoint"):
+        plain_config(config)
