@@ -96,6 +96,15 @@ class PathIntegrationTest(Callback):
         """Inverse of `state_dict`."""
         self.history = [(minutes, error) for minutes, error in state_dict["history"]]
 
+    def tables(self) -> dict[str, list[dict[str, float]]]:
+        """Error in metres by time in the dark, mean over models, at each test of the run."""
+        from lightning_plasticity.hippocampus.analysis import errors_at
+
+        times = tuple(time for time in TIMES if time <= self.seconds)
+        names = ["minutes", *(f"after_{time}_s" for time in times)]
+        numbers = [[minutes, *errors_at(error, self._dt, times).tolist()] for minutes, error in self.history]
+        return {"dark_error": [dict(zip(names, row, strict=True)) for row in numbers]}
+
     def figures(self) -> "dict[str, Figure]":
         """Error by time in the dark, at each test of the run."""
         if not self.history:

@@ -291,6 +291,10 @@ class SAFE(SavedModule):
             right = (getattr(answers, name).argmax(1) == labels).float().mean()
             self.log(f"test/{name}", right, batch_size=len(labels), sync_dist=True)
 
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Accuracies of the sessions learned, for FigureLogger."""
+        return {"sessions": self.record.rows()} if self.record is not None else {}
+
     def figures(self) -> Mapping[str, "Figure"]:
         """Figures of the sessions learned, for FigureLogger."""
         from lightning_plasticity.continual.figures import of_record

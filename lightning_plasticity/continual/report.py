@@ -108,6 +108,16 @@ class Record:
             lines.append(f"{learner:<16}{cells}")
         return "\n".join(lines)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Accuracy of every learner on the classes of each session, after each session, as rows."""
+        found = {name: self.matrix(name) for name in LEARNERS}
+        return [
+            {"after_session": after + 1, "session": session + 1}
+            | {name: float(matrix[after, session]) for name, matrix in found.items()}
+            for after in range(self.evaluated)
+            for session in range(after + 1)
+        ]
+
     def state(self) -> dict[str, Any]:
         """All counts, as tensors."""
         counts = {

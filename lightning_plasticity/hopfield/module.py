@@ -16,6 +16,7 @@ from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.federation import Contribution, client_step, server_step, zeros
 from lightning_plasticity.hopfield.memory import Memory
 from lightning_plasticity.hopfield.retrieval import Retrieval
+from lightning_plasticity.hopfield.spectrum import magnetisation
 from lightning_plasticity.hopfield.trace import Trace
 
 if TYPE_CHECKING:
@@ -267,6 +268,12 @@ class FederatedHopfield(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Completes a batch of cues."""
         return self.forward(batch if isinstance(batch, Tensor) else batch[0])
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """The archetypes: evidence, and the overlap with the truth that it promises."""
+        known = self.memory.evidence
+        promised = enumerate(zip(known.tolist(), magnetisation(known).tolist(), strict=True))
+        return {"archetypes": [{"archetype": i, "evidence": e, "overlap": m} for i, (e, m) in promised]}
 
     def figures(self) -> Mapping[str, "Figure"]:
         """Spectrum, archetypes, magnetisation over rounds, entropy and plasticity over rounds."""

@@ -122,6 +122,15 @@ class MixtureInference(LightningModule):
             found["label"] = naming.label_posterior(posterior, self.label_counts).argmax(1)
         return found
 
+    def tables(self) -> dict[str, list[dict[str, float]]]:
+        """What each class has learned, for FigureLogger: mean intensity, shape and prior."""
+        learned = zip(self.mean.tolist(), self.shape.tolist(), self.prior.tolist(), strict=True)
+        return {
+            "classes": [
+                {"class": c, "mean": m, "shape": a, "prior": p} for c, (m, a, p) in enumerate(learned)
+            ]
+        }
+
     def figures(self) -> Mapping[str, "Figure"]:
         """Weights as images, intensities over the data's histogram, and both over learning time."""
         from lightning_plasticity.intrinsic import figures

@@ -36,6 +36,8 @@ def test_digits_are_found_kept_and_completed(recipe, repository, capsys, tmp_pat
     assert all(float(table[c][2]) > 0.05 for c in range(6))
     assert table[6][2] == "0.000"
     assert table[6][4] == "noise"
+    table = (tmp_path / "runs/federated_hopfield/version_0/tables/archetypes.csv").read_text().splitlines()
+    assert len(table) == 11, table
     figures = {path.stem for path in tmp_path.glob("runs/federated_hopfield/version_0/figures/*.png")}
     assert figures == {"spectrum", "archetypes", "magnetisation", "plasticity"}
 

@@ -42,6 +42,9 @@ def drawn(tmp_path):
 def test_tracks_in_the_dark(run, tmp_path):
     """Twenty minutes instead of an hour."""
     out = run.fit("--data.minutes=20")
+    table = (tmp_path / "runs/hippocampus/version_0/tables/dark_error.csv").read_text().splitlines()
+    assert table[0].split(",") == ["minutes", *(f"after_{time}_s" for time in (1, 2, 5, 10, 20))]
+    assert [float(row.split(",")[0]) for row in table[1:]] == [10.0, 20.0]
     errors = dark_errors(out)
     assert len(errors) == 7
     assert errors[0] < 0.03

@@ -30,6 +30,9 @@ def test_digits(recipe, repository, capsys, tmp_path):
     assert len(rows) >= 8
     assert max(truth) / min(truth) > 5
     assert sum(0.5 < f / t < 2 for f, t in zip(found, truth, strict=True)) >= len(rows) - 2
+    table = (tmp_path / "runs/intrinsic_plasticity/version_0/tables/classes.csv").read_text().splitlines()
+    assert table[0] == "class,mean,shape,prior"
+    assert len(table) == 41
     figures = {path.stem for path in tmp_path.glob("runs/intrinsic_plasticity/version_0/figures/*.png")}
     assert figures == {"weights", "intensities", "intensities_over_time", "weights_over_time", "contrast"}
 

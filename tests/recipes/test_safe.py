@@ -34,6 +34,8 @@ def test_fit(recipe, repository, capsys, tmp_path):
     assert set(finals) == {"slow", "fast", "aggregate"}
     assert finals["aggregate"] > 75
     assert "classes in order of appearance" in out
+    table = (tmp_path / "runs/safe/version_0/tables/sessions.csv").read_text().splitlines()
+    assert len(table) == 7, table
     figures = {path.stem for path in tmp_path.glob("runs/safe/version_0/figures/*.png")}
     assert figures == {"accuracy", "matrix", "fast_weight"}
     assert (tmp_path / "runs/safe/version_0/config.yaml").exists()
