@@ -8,6 +8,7 @@ The baselines are ours: none of them is in the authors' code or in the figures t
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from lightning_plasticity.figures import save_figure
 from lightning_plasticity.hippocampus import HippocampalFormation, analysis, figures, report
 from lightning_plasticity.hippocampus.baselines import Autoencoder, hand_set_ring
 from lightning_plasticity.hippocampus.latents import wake_and_sleep
+from lightning_plasticity.metrics.latent_statistics import AutocorrelationError
 from lightning_plasticity.metrics.ring_score import ring_score
 from lightning_plasticity.runs import quiet
 
@@ -173,7 +175,11 @@ def compare_latents(seeds, first_seed, folder, minutes=30, repeats=10):
     print(f"\nlatents, a minute awake and one asleep\n{report.latent_summary(minute)}")
     print(f"prediction error, HPC {report.mean_and_spread(model.error[:, 0])}")
     print(f"prediction error, MEC {report.mean_and_spread(model.error[:, 1])}")
-    print(f"autocorrelation, mean of {repeats} minutes {report.mean_and_spread(asleep.mean(0))}", flush=True)
+    print(f"autocorrelation, mean of {repeats} minutes {report.mean_and_spread(asleep.mean(0))}")
+    attainable = between_minutes(found)
+    print(
+        f"... of the data with other minutes of themselves {report.mean_and_spread(attainable)}", flush=True
+    )
     steps, own = round(minutes * 60 / model.settings.dt), model.seeds
     stream = Signals(own, 1, model.settings.latents, steps, model.settings.dt, 1.0).take(steps)
     unseen = Signals([seed + 10**6 for seed in own], 1, 5, 24_000, model.settings.dt, 1.0).take(24_000)
@@ -187,6 +193,7 @@ def compare_latents(seeds, first_seed, folder, minutes=30, repeats=10):
             "r2_features": f"{minute.r2_features[index]:.4f}",
             "autocorrelation": f"{minute.autocorrelation_correlation[index]:.4f}",
             "autocorrelation_mean": f"{asleep[:, index].mean():.4f}",
+            "autocorrelation_of_data": f"{attainable[index]:.4f}",
             "std_asleep": f"{minute.std[index, 0]:.3f}", "std_features": f"{minute.std[index, 1]:.3f}",
             "r2_autoencoder": f"{scores[0]:.4f}", "r2_vae": f"{scores[1]:.4f}",
         })  # fmt: skip
@@ -194,6 +201,18 @@ def compare_latents(seeds, first_seed, folder, minutes=30, repeats=10):
         values = torch.tensor([float(row[name]) for row in table])
         print(f"{name:<46} {report.mean_and_spread(values)}", flush=True)
     write(table, folder / "latents.csv")
+
+
+def between_minutes(found):
+    """How well a minute of the features matches the next in autocorrelation `[M]`: what can be attained."""
+    pairs = [(one.sleep_features, other.sleep_features) for one, other in pairwise(found)]
+    scores = []
+    for index in range(found[0].sleep_features.shape[1]):
+        score = AutocorrelationError()
+        for one, other in pairs:
+            score.update(one[:, index], other[:, index])
+        scores.append(score.compute()["correlation"])
+    return torch.stack(scores)
 
 
 def fit(model, data, callbacks=()) -> None:

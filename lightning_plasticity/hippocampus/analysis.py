@@ -58,7 +58,7 @@ class Darkness(NamedTuple):
 def fit_decoder(
     model: HippocampalFormation, minutes: float = 10.0, seed: int = 0, mode: Mode | None = None
 ) -> Decoder:
-    """Fits a decoder in the light, without learning: every fourth step of both phases, noise on.
+    """Fits a decoder in the light, without learning: every fourth step, whatever its phase, noise on.
 
     The authors fit theirs on the last ten minutes of training; ours has minutes of its own, from rest and
     after training, so that nothing of a run has to be kept. The sums are streamed. The model is left as it

@@ -31,7 +31,7 @@ class Interventions:
         self.set_eta(dict.fromkeys(names or self.settings.maps, 0.0))
         return self
 
-    def unfreeze(self: "HippocampalFormation", *names: str) -> None:  # type: ignore[override]
+    def unfreeze(self: "HippocampalFormation", *names: str) -> None:  # type: ignore[misc]
         """Lets maps learn again, at the preset's rate; one that the preset freezes at that of the others.
 
         Raises:
@@ -76,9 +76,9 @@ class Interventions:
                 scheduler.base_lrs = [group["initial_lr"] for group in rule.param_groups]
         self._anneal(rule)
 
-    def restart_annealing(
+    def restart_annealing(  # type: ignore[misc]
         self: "HippocampalFormation", start: float, floor: float, shape: Literal["cosine", "linear"]
-    ) -> None:  # type: ignore[misc]
+    ) -> None:
         """From the next chunk to the end of the run rates fall anew; see `Annealing`."""
         self.annealing.restart(self.global_step, start, floor, shape)
         self.annealing.total = chunks_of(self.trainer)

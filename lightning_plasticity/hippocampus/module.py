@@ -12,7 +12,12 @@ from lightning_plasticity.hippocampus import dynamics, native
 from lightning_plasticity.hippocampus.annealing import Annealing, chunks_of
 from lightning_plasticity.hippocampus.checkpoints import Checkpoints
 from lightning_plasticity.hippocampus.dynamics import Inputs, State, Trace
-from lightning_plasticity.hippocampus.environment import PlaceFields, initial_weights, make_environment
+from lightning_plasticity.hippocampus.environment import (
+    Environment,
+    PlaceFields,
+    initial_weights,
+    make_environment,
+)
 from lightning_plasticity.hippocampus.gate import Gate
 from lightning_plasticity.hippocampus.interventions import Interventions
 from lightning_plasticity.hippocampus.plasticity import LocalPlasticity, Reduction
@@ -29,7 +34,7 @@ Chunk = Mapping[str, Tensor]
 ERROR_TAU, ERROR_SKIP = 60.0, 0.4  # seconds: of the averaged prediction error, and before it begins
 
 
-class HippocampalFormation(Checkpoints, Interventions, Processes, LightningModule):
+class HippocampalFormation(Checkpoints, Interventions, Processes, LightningModule):  # type: ignore[misc]
     """A generative model of the hippocampal formation that learns with theta (George et al., NeurIPS 2023).
 
     Pyramidal cells of two layers, HPC and MEC, have a basal dendrite (inference) and an apical one
@@ -67,6 +72,12 @@ class HippocampalFormation(Checkpoints, Interventions, Processes, LightningModul
         >>> model.rate_map("mec", "wake", torch.linspace(0, 1, 50)).shape      # models, cells, positions
         torch.Size([2, 100, 50])
     """
+
+    gate: Gate
+    state: State
+    environment: Environment
+    environment_seeds: list[int]
+    error: Tensor
 
     def __init__(
         self,

@@ -13,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -35,7 +34,7 @@ _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _STANDING = {"eta": 0.0, "trace_rate": 1.0, "l1": 0.0, "l2": 0.0, "scale": 1.0}
 
 
-Maps = dict[str, tuple[Tensor, Tensor, Sequence[float]]]
+Maps = dict[str, tuple[Tensor, Tensor, list[float]]]
 
 
 class _Map(ctypes.Structure):
