@@ -19,10 +19,10 @@ import torch
 from federated_hopfield_compare import compare
 from lightning.pytorch.callbacks import ProgressBar
 
+from lightning_plasticity.callbacks.round_progress import RoundProgressBar
 from lightning_plasticity.cli import PlasticityCLI
 from lightning_plasticity.data import ArchetypeStream
 from lightning_plasticity.hopfield.module import FederatedHopfield
-from lightning_plasticity.hopfield.progress import RoundProgressBar
 from lightning_plasticity.metrics.archetype_overlap import forgetting, latency, magnetisation
 
 

@@ -39,23 +39,31 @@ def find_archetypes(memory: Memory, bulk: Bulk, examples: float, config: Federat
         examples: `M_eff`.
         config: of the disentangler.
     """
-    v, lam, n = memory.outlier_vectors, memory.eigenvalues[: memory.outliers].double(), memory.neurons
-    states, scores = candidates(v, config.seed + memory.round, config.disentangler)
+    v, lam = memory.outlier_vectors, memory.eigenvalues[: memory.outliers].double()
+    if not len(lam):
+        return Found(memory.archetypes[:0], memory.evidence[:0], complete=False)
+    weakest = float(_known(lam[-1:], memory, bulk, examples))
+    least = weakest / (1 + weakest) if weakest >= LEAST_EVIDENCE else 0.0
+    states, scores = candidates(v, config.seed + memory.round, config.disentangler, least)
     if not len(states):
         return Found(states, scores, complete=False)
     part = (states.to(v.dtype) @ v).double() ** 2
-    rayleigh = (part @ lam.to(part)) / part.sum(1)
-    known = evidence(rayleigh, bulk.noise, n, examples)
-    if memory.noise_variance:
-        width = memory.vectors.shape[1]
-        hidden = noise_to_signal(rayleigh, memory.noise_variance**0.5, n, width)
-        known = 1 / (1 / known.clamp(min=1e-12) + hidden)
+    known = _known((part @ lam.to(part)) / part.sum(1), memory, bulk, examples)
     gamma = known / (1 + known)
     good = (scores > purity_threshold(gamma)) & (known >= LEAST_EVIDENCE)
     states, scores, known, gamma = states[good], scores[good], known[good], gamma[good]
     order = (-scores / pure_score(gamma)).argsort(stable=True)
     keep = order[_separate(states[order], known[order], memory.outliers)]
     return Found(states[keep], known[keep].cpu(), complete=len(keep) == memory.outliers)
+
+
+def _known(eigenvalues: Tensor, memory: Memory, bulk: Bulk, examples: float) -> Tensor:
+    """Evidence of directions with these eigenvalues, less what noise of differential privacy hides."""
+    known = evidence(eigenvalues, bulk.noise, memory.neurons, examples)
+    if not memory.noise_variance:
+        return known
+    std, width = memory.noise_variance**0.5, memory.vectors.shape[1]
+    return 1 / (1 / known.clamp(min=1e-12) + noise_to_signal(eigenvalues, std, memory.neurons, width))
 
 
 def same(states: Tensor, state: Tensor, known: Tensor, own: Tensor) -> Tensor:

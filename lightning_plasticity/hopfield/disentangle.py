@@ -8,7 +8,7 @@ from torch import Tensor
 
 SAME = 0.9  # absolute overlap from which two candidates are one
 RESIDUAL = 0.1  # least share of a state's energy outside the span of those chosen before
-STEPS, WAVES = 40, 3
+STEPS, WAVES, FRUITLESS = 40, 16, 3  # at most so many waves of starts, and so many in a row that find nothing
 LAM_STEPS, LAM_LAYERS, LAM_BETA, LAM_REPULSION, LAM_FIELD = 50, 3, 2.5, 0.2, 0.1  # the paper's defaults
 BLOCK = 1 << 23  # entries of states held in floating point at once
 
@@ -58,13 +58,17 @@ def disentangle(
     return states[independent(states, eigenvectors.shape[1])].to(eigenvectors.dtype)
 
 
-def candidates(eigenvectors: Tensor, seed: int, method: str = "l1") -> tuple[Tensor, Tensor]:
+def candidates(
+    eigenvectors: Tensor, seed: int, method: str = "l1", least: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """All distinct states that the dynamics end in, archetypes and spurious ones.
 
     Args:
         eigenvectors: `V [N, K]`.
         seed: of the starts.
         method: `"l1"` or `"lam"`.
+        least: `gamma` that the span holds of any archetype, as far as that is known: at a high load the best
+            of the first states may be a mixture, which must not set the standard.
 
     Returns:
         States `[n, N]` int8, +1 at the first neuron, and their scores `||V^T z||^2 / N` `[n]`, best first,
@@ -76,8 +80,9 @@ def candidates(eigenvectors: Tensor, seed: int, method: str = "l1") -> tuple[Ten
     states = torch.zeros(0, n, dtype=torch.int8, device=eigenvectors.device)
     features = torch.zeros(0, k, dtype=torch.float64, device=eigenvectors.device)
     missing = torch.eye(k, dtype=torch.float64, device=eigenvectors.device)
+    fruitless = 0
     for _ in range(WAVES):
-        if not missing.shape[1]:
+        if not missing.shape[1] or fruitless == FRUITLESS:
             break
         w = _starts(missing, generator).to(eigenvectors)
         new = torch.cat([run(block, eigenvectors, generator) for block in torch.split(w, max(1, BLOCK // n))])
@@ -85,7 +90,8 @@ def candidates(eigenvectors: Tensor, seed: int, method: str = "l1") -> tuple[Ten
         states, features = torch.cat([states, new]), torch.cat([features, _features(new, eigenvectors)])
         keep = _best(states, features, eigenvectors.dtype, 6 * k + 10)
         states, features = states[keep], features[keep]
-        missing = _missing(features)
+        before, missing = missing.shape[1], _missing(features, least)
+        fruitless = 0 if missing.shape[1] < before else fruitless + 1
     return states, (features**2).sum(1)
 
 
@@ -114,12 +120,12 @@ def _best(states: Tensor, features: Tensor, dtype: torch.dtype, most: int) -> Te
     return order[_distinct(wide, SAME, len(order))]
 
 
-def _missing(features: Tensor) -> Tensor:
+def _missing(features: Tensor, least: float) -> Tensor:
     """Orthonormal columns `[K, d]` of the span without a pure state yet: where the next wave starts."""
     scores = (features**2).sum(1)
     if not len(scores):
         return torch.zeros(features.shape[1], 0, dtype=features.dtype, device=features.device)
-    pure = features[scores > purity_threshold(_gamma_of(scores[0]))]
+    pure = features[scores > purity_threshold(_gamma_of(scores[0]).clamp(min=least))]
     _, singular, right = torch.linalg.svd(pure, full_matrices=True)
     rest: Tensor = right[int((singular > 0.3).sum()) :].T
     return rest

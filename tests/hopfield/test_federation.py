@@ -88,6 +88,14 @@ def test_clients_of_disjoint_supports_and_unequal_sizes(world):
     assert truth.overlaps(memory.archetypes).min() > 0.99
 
 
+def test_many_archetypes_at_a_high_load(world):
+    """K/N = .1: the first starts end in mixtures alone, which must not pass for archetypes."""
+    truth = world(40, 400)
+    memory = federate([truth.examples(600, range(c, c + 10), quality=0.6) for c in range(0, 40, 10)])
+    assert len(memory.archetypes) == memory.outliers == 40
+    assert truth.overlaps(memory.archetypes).min() > 0.99
+
+
 def test_pure_noise_gives_nothing(world):
     truth = world(1, 400)
     memory = play([[truth.noise(60) for _ in range(3)] for _ in range(8)])

@@ -10,12 +10,11 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from lightning_plasticity.callbacks import EntropyController, FigureLogger
+from lightning_plasticity.callbacks import EntropyController, FigureLogger, RoundProgressBar
 from lightning_plasticity.data import ArchetypeStream
 from lightning_plasticity.data.federation import Clients, Exposure
 from lightning_plasticity.hopfield import FederatedHopfield, FederationConfig, Memory, federate
 from lightning_plasticity.hopfield.module import FederationRound
-from lightning_plasticity.hopfield.progress import RoundProgressBar
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 
