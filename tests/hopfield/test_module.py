@@ -10,7 +10,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from lightning_plasticity.callbacks import EntropyController, FigureLogger, RoundProgressBar
+from lightning_plasticity.callbacks import EntropyController, FigureLogger
+from lightning_plasticity.callbacks.round_progress import RoundProgressBar
 from lightning_plasticity.data import ArchetypeStream
 from lightning_plasticity.data.federation import Clients, Exposure
 from lightning_plasticity.hopfield import FederatedHopfield, FederationConfig, Memory, federate
