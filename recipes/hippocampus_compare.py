@@ -66,14 +66,21 @@ BASELINES = {
     "static bump (no velocity)": Row(prepare=lambda model: model.lesion("mec_right", "mec_left")),
     "ring set by hand": Row(prepare=hand_set_ring),
 }
-GROUPS = {"presets": PRESETS, "ablations": ABLATIONS, "baselines": BASELINES}
+OPEN = {  # what nobody has reached: longer than a minute, and a learned W_gB
+    "tuned": Row(),
+    "tuned, 2 h": Row(minutes=120),
+    "tuned, 4 h": Row(minutes=240),
+    "tuned, W_gB learned slowly (eta .001)": Row(overrides={"basal_gain": None, "eta": {"mec_basal": 0.001}}),
+    "tuned, W_gB plastic from 3 I, slowly": Row(overrides={"eta": {"mec_basal": 0.001}}),
+}
+GROUPS = {"presets": PRESETS, "ablations": ABLATIONS, "baselines": BASELINES, "open": OPEN}
 SPEEDS = torch.linspace(-1.2, 1.2, 25)
 
 
 def compare(
     seeds: int = 10,
     first_seed: int = 0,
-    what: Literal["all", "presets", "ablations", "baselines", "transfer", "latents"] = "all",
+    what: Literal["all", "presets", "ablations", "baselines", "open", "transfer", "latents"] = "all",
     seconds: float = 60.0,
     tests: int = 20,
     output: str = "runs/hippocampus/compare",
@@ -83,16 +90,17 @@ def compare(
     Args:
         seeds: models of each row, run at once.
         first_seed: seed of the first.
-        what: one of the tables, or all.
-        seconds: in the dark.
+        what: one of the tables, or all but `open`, which takes as long as the others together.
+        seconds: in the dark; five times as long for what is open.
         tests: walks of every model.
         output: folder for CSV files and figures.
     """
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     for group, rows in GROUPS.items():
-        if what in ("all", group):
-            compare_tracks(group, rows, seeds, first_seed, seconds, tests, folder)
+        if what == group or (what == "all" and group != "open"):
+            dark = 5 * seconds if group == "open" else seconds
+            compare_tracks(group, rows, seeds, first_seed, dark, tests, folder)
     if what in ("all", "transfer"):
         compare_transfer(seeds, first_seed, folder)
     if what in ("all", "latents"):

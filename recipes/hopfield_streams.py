@@ -28,7 +28,7 @@ def streams(
     """Runs every method on every stream and prints the table.
 
     Args:
-        methods: Ours and dense ones; by default all.
+        methods: Ours and dense ones; None: all. The YAML has ours with its default rule.
         only: Names of streams; by default all.
         seeds: Runs of each.
         first_seed: Where seeds begin.

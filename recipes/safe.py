@@ -2,7 +2,7 @@
 
     python recipes/safe.py fit                      four sessions of 4 + 2 + 2 + 2 digits, offline, on 2 cores
     python recipes/safe.py fit --model.losses.alignment=0 --model.prediction.statistics=separate   it forgets
-    python recipes/safe.py fit --model.peft_config.method=lora --data.sessions=[2,2,2,2,2]
+    python recipes/safe.py fit --data.sessions=[5,5] --data.epochs_per_session=[6,3]
     python recipes/safe.py ablation                 every component and baseline, over class orders
     python recipes/safe.py fit --joint=0.958        that accuracy of all classes at once in the figure
     python recipes/safe.py fit --config recipes/paper/safe_cifar100.yaml        as published: GPU, downloads

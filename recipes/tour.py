@@ -2,24 +2,22 @@
 
     python recipes/tour.py                          about five minutes on 2 cores, offline
     python recipes/tour.py --only=[hippocampus]     one stop of it
+
 Each stop is a recipe's own command. The page `runs/tour/overview.html`, one file, is written anew after each.
 How each was made small is in tour.yaml: the numbers are below those of the full recipes.
 """
 
-import base64
-import html
 import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, CompletedProcess, Popen
 
 from jsonargparse import auto_cli
+from tour_page import HEAD, section
 
 RECIPES = Path(__file__).resolve().parent
-FOLDER = "This run's files: "
-STYLE = "body{font:16px sans-serif;max-width:60em;margin:2em auto} img{max-width:49%} pre{overflow:auto}"
 
 
 @dataclass
@@ -37,7 +35,7 @@ def tour(stops: dict[str, Stop], only: list[str] | None = None, output: str = "r
     unknown = [name for name in only or [] if name not in stops]
     if unknown:
         raise SystemExit(f"tour.py: error: only={unknown}: the stops are {', '.join(stops)}")
-    page, sections, failed = Path(output, "overview.html"), list[str](), list[str]()
+    page, sections, failed = Path(output, "overview.html"), [], []
     chosen = {name: stop for name, stop in stops.items() if only is None or name in only}
     page.parent.mkdir(parents=True, exist_ok=True)
     for number, (name, stop) in enumerate(chosen.items(), 1):
@@ -47,7 +45,7 @@ def tour(stops: dict[str, Stop], only: list[str] | None = None, output: str = "r
             failed.append(name)
             print(f"    failed:\n{(done.stdout + done.stderr)[-2000:]}")
         sections.append(section(stop, done))
-        page.write_text(f"<!doctype html><meta charset=utf-8><style>{STYLE}</style>" + "\n".join(sections))
+        page.write_text(HEAD + "\n".join(sections), encoding="utf-8")
         print(f"    {time.monotonic() - start:.0f} s", flush=True)
     print(f"One page of it all: {page}")
     if failed:
@@ -56,24 +54,14 @@ def tour(stops: dict[str, Stop], only: list[str] | None = None, output: str = "r
 
 def run(stop, output):
     """The recipe as a process of its own, so that a tour is what its reader can do by hand."""
-    script, *arguments = shlex.split(stop.command)
-    arguments += [f"--trainer.default_root_dir={output}", "--wandb=false"]
-    return subprocess.run([sys.executable, RECIPES / script, *arguments], capture_output=True, text=True)
-
-
-def section(stop, done):
-    """A stop's part of the page: what it is, its figures, and what it printed in the end."""
-    folder, _, said = done.stdout.rpartition(FOLDER)[2].partition("\n")
-    pictures = ""
-    if done.returncode:
-        said = (done.stdout + done.stderr)[-2000:]
-    else:
-        for path in (Path(folder.strip(), "figures", f"{name}.png") for name in stop.figures):
-            data = base64.b64encode(path.read_bytes()).decode()
-            pictures += f'<img alt="{path.stem}" src="data:image/png;base64,{data}">'
-    told = html.escape("\n".join(line for line in said.splitlines() if "it/s" not in line).strip("\n"))
-    code = f"<code>{html.escape(f'python recipes/{stop.command}')}</code>"
-    return f"<h2>{stop.title}</h2><p>{stop.text}</p><p>{code}</p>{pictures}<pre>{told}</pre>"
+    script, *arguments = shlex.split(f"{stop.command} --trainer.default_root_dir={output} --wandb=false")
+    command = [sys.executable, RECIPES / script, *arguments]
+    with Popen(command, stdout=PIPE, stderr=PIPE, encoding="utf-8") as child:
+        try:
+            said, errors = child.communicate()
+        except KeyboardInterrupt:  # the recipe hears it too: let it save, and say how it goes on
+            raise SystemExit(f"{child.communicate()[0][-400:]}\ntour.py: interrupted") from None
+    return CompletedProcess(command, child.returncode, said, errors)
 
 
 if __name__ == "__main__":

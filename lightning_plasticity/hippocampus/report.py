@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lightning_plasticity.hippocampus.latents import WakeAndSleep
     from lightning_plasticity.hippocampus.module import HippocampalFormation
 
-TIMES = (1, 2, 5, 10, 20, 40, 60)
+TIMES = (1, 2, 5, 10, 20, 40, 60, 120, 300)
 
 
 def dark_table(errors: Mapping[str, Tensor], dt: float) -> str:

@@ -12,7 +12,7 @@ pytestmark = [
 QUICK = ["--trainer.enable_progress_bar=false", "--wandb=false"]
 
 
-def test_fit_measures_both_conditions_and_draws_them(recipe, tmp_path, capsys):
+def test_fit_measures_both_conditions_and_draws_them(recipe, tmp_path, capsys, logs_what_its_sweep_wants):
     recipe("entropy_controller", "fit", *QUICK, "--data.phases=2", "--data.steps_per_phase=50")
     said = re.search(r"present condition ([.\d]+), other condition ([.\d]+)", capsys.readouterr().out)
     now, other = (float(value) for value in said.groups())
@@ -22,6 +22,7 @@ def test_fit_measures_both_conditions_and_draws_them(recipe, tmp_path, capsys):
     assert {path.stem for path in (run / "figures").iterdir()} == {"plasticity", "stream"}
     header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"plasticity/entropy", "plasticity/w", "stream/present", "stream/other"} <= set(header)
+    logs_what_its_sweep_wants("entropy_controller")
 
 
 def test_compare_writes_table_figure_and_csv(recipe, tmp_path, capsys):

@@ -22,7 +22,7 @@ def clients(text):
     return {int(row[0]): row[1:] for row in rows}
 
 
-def test_digits_are_found_kept_and_completed(recipe, repository, capsys, tmp_path):
+def test_digits_are_found_kept_and_completed(recipe, repository, capsys, tmp_path, logs_what_its_sweep_wants):
     recipe("federated_hopfield", *QUICK, "--trainer.max_epochs=18")
     out = capsys.readouterr().out
     assert "10 archetypes found, not told; true: 10; spurious: 0" in out
@@ -40,6 +40,7 @@ def test_digits_are_found_kept_and_completed(recipe, repository, capsys, tmp_pat
     assert len(table) == 11, table
     figures = {path.stem for path in tmp_path.glob("runs/federated_hopfield/version_0/figures/*.png")}
     assert figures == {"spectrum", "archetypes", "magnetisation", "plasticity"}
+    logs_what_its_sweep_wants("federated_hopfield")
 
 
 def test_synthetic_archetypes_of_which_nobody_sees_all(recipe, repository, capsys):

@@ -39,7 +39,7 @@ def drawn(tmp_path):
 
 
 @pytest.mark.slow
-def test_tracks_in_the_dark(run, tmp_path):
+def test_tracks_in_the_dark(run, tmp_path, logs_what_its_sweep_wants):
     """Twenty minutes instead of an hour."""
     out = run.fit("--data.minutes=20")
     table = (tmp_path / "runs/hippocampus/version_0/tables/dark_error.csv").read_text().splitlines()
@@ -53,6 +53,7 @@ def test_tracks_in_the_dark(run, tmp_path):
     assert drawn(tmp_path) == {
         "bump_speed", "dark_error", "prediction_error", "rate_maps", "rates", "ring", "tracking"
     }  # fmt: skip
+    logs_what_its_sweep_wants("hippocampus")
 
 
 def test_latents(run, tmp_path):

@@ -17,7 +17,7 @@ def accuracies(text, method):
     return [float(value) for value in line[1].split()]
 
 
-def test_digits(recipe, repository, capsys, tmp_path):
+def test_digits(recipe, repository, capsys, tmp_path, logs_what_its_sweep_wants):
     recipe("intrinsic_plasticity", *QUICK, "--trainer.max_epochs=8", "--model.warmup_epochs=3")
     out = capsys.readouterr().out
     learned, flat = (accuracies(out, name) for name in ("intrinsic plasticity", "normalising mixture"))
@@ -35,6 +35,7 @@ def test_digits(recipe, repository, capsys, tmp_path):
     assert len(table) == 41
     figures = {path.stem for path in tmp_path.glob("runs/intrinsic_plasticity/version_0/figures/*.png")}
     assert figures == {"weights", "intensities", "intensities_over_time", "weights_over_time", "contrast"}
+    logs_what_its_sweep_wants("intrinsic_plasticity")
 
 
 def test_bumps_are_told_apart_by_intensity_alone(recipe, repository, capsys):

@@ -19,7 +19,7 @@ SMALL = ["--data.dataset=digits", "--data.sessions=[4,3,3]", "--data.image_size=
 
 
 @pytest.mark.slow
-def test_fit(recipe, repository, capsys, tmp_path):
+def test_fit(recipe, repository, capsys, tmp_path, logs_what_its_sweep_wants):
     """Small digits, few epochs, on the real backbone."""
     recipe("safe", "fit", "--trainer.enable_progress_bar=false", "--wandb=false", *SMALL,
         "--data.epochs_per_session=[1,1,1]", "--model.prediction={random_features: 300, views: 1}",
@@ -39,6 +39,7 @@ def test_fit(recipe, repository, capsys, tmp_path):
     figures = {path.stem for path in tmp_path.glob("runs/safe/version_0/figures/*.png")}
     assert figures == {"accuracy", "matrix", "fast_weight"}
     assert (tmp_path / "runs/safe/version_0/config.yaml").exists()
+    logs_what_its_sweep_wants("safe")
 
 
 @pytest.mark.slow

@@ -8,7 +8,9 @@ import pytest
 QUICK = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--wandb=false"]
 
 
-def test_fit_ends_sparse_with_summary_and_figures(recipe, tmp_path, capsys, caplog):
+def test_fit_ends_sparse_with_summary_and_figures(
+    recipe, tmp_path, capsys, caplog, logs_what_its_sweep_wants
+):
     with caplog.at_level("INFO"):
         recipe("sparse_training", "fit", "--trainer.max_epochs=2", "--data.dataset=digits", *QUICK)
     text = capsys.readouterr().out + caplog.text
@@ -23,6 +25,7 @@ def test_fit_ends_sparse_with_summary_and_figures(recipe, tmp_path, capsys, capl
     densities = [float(row["sparsity/density"]) for row in rows if row.get("sparsity/density")]
     assert densities[0] > densities[-1] == pytest.approx(0.1, abs=1e-4)
     assert any(row.get("test/accuracy") for row in rows)
+    logs_what_its_sweep_wants("sparse_training")
 
 
 def test_an_option_reaches_the_callback(recipe, tmp_path, caplog):
@@ -50,7 +53,7 @@ def test_compare_writes_table_figure_and_csv(recipe, tmp_path):
     assert (folder / "table.md").read_text().count("\n") == 9
 
 
-def test_pruning_plasticity_fit_and_grid(recipe, tmp_path):
+def test_pruning_plasticity_fit_and_grid(recipe, tmp_path, logs_what_its_sweep_wants):
     probes = [
         {
             "class_path": "lightning_plasticity.callbacks.PruningPlasticity",
@@ -66,6 +69,7 @@ def test_pruning_plasticity_fit_and_grid(recipe, tmp_path):
     (run,) = (tmp_path / "runs" / "pruning_plasticity").iterdir()
     figures = {path.name for path in (run / "figures").iterdir()}
     assert {"pruning_plasticity.png", "pruning_plasticity_regrown.png"} <= figures
+    logs_what_its_sweep_wants("pruning_plasticity")
 
     grid = [
         "--epochs=2",
