@@ -22,6 +22,18 @@ def test_the_site_builds(repository, tmp_path):
     assert "EntropyController" in (tmp_path / "site/reference/callbacks/index.html").read_text()
 
 
+def test_the_example_of_add_it_to_your_trainer(repository):
+    (text,) = python_blocks(repository / "docs" / "pages" / "add_to_your_trainer.md")
+    scope: dict = {}
+    exec(text, scope)
+    sparse, figures, checkpoint = scope["callbacks"][:3]  # its Trainer appends progress bars to the list
+    trainer = make_trainer(
+        [sparse, figures, checkpoint], max_steps=400, max_epochs=-1, enable_checkpointing=True
+    )
+    trainer.fit(ConvNet(adamw), loader())
+    assert sparse.density == pytest.approx(0.1, abs=0.01)
+
+
 def test_examples_of_write_your_own(repository):
     schedule, score, signal = python_blocks(repository / "docs" / "pages" / "write_your_own.md")
     for text, density in ((schedule, 0.1), (score, 0.2)):
