@@ -12,18 +12,26 @@ if TYPE_CHECKING:
     from lightning_plasticity.continual.adapters.configs import make_config as make_config
     from lightning_plasticity.continual.adapters.configs import plain_config as plain_config
     from lightning_plasticity.continual.adapters.configs import register as register
+    from lightning_plasticity.continual.adapters.configs import register_tuner as register_tuner
     from lightning_plasticity.continual.adapters.pair import AdapterPair as AdapterPair
     from lightning_plasticity.continual.adapters.prompt import DeepPromptConfig as DeepPromptConfig
     from lightning_plasticity.continual.adapters.ssf import SSFConfig as SSFConfig
+    from lightning_plasticity.continual.adapters.tuner import Tuner as Tuner
+    from lightning_plasticity.continual.adapters.tuner import TunerConfig as TunerConfig
+    from lightning_plasticity.continual.adapters.tuner import TunerLayer as TunerLayer
 
 _HOME = {
     "AdapterPair": "pair",
     "BottleneckConfig": "bottleneck",
     "DeepPromptConfig": "prompt",
     "SSFConfig": "ssf",
+    "Tuner": "tuner",
+    "TunerConfig": "tuner",
+    "TunerLayer": "tuner",
     "make_config": "configs",
     "plain_config": "configs",
     "register": "configs",
+    "register_tuner": "configs",
 }
 
 __all__ = sorted(_HOME)
