@@ -16,11 +16,9 @@ takes subcommands which are plain functions. A recipe is a script with a YAML of
 from __future__ import annotations
 
 import ast
-import logging
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
@@ -34,12 +32,9 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
+from lightning_plasticity.callbacks.support import callbacks_of
+from lightning_plasticity.mistakes import USER_ERRORS, OneLineErrors, one_line_errors
 from lightning_plasticity.runs import run_folder, run_loggers
-
-log = logging.getLogger(__name__)
-
-# What a user can get wrong: a value, a file, an extra. These end in one line, not in a traceback.
-_USER_ERRORS = (MisconfigurationException, ModuleNotFoundError, FileNotFoundError)
 
 
 class PlasticityCLI(LightningCLI):
@@ -103,14 +98,14 @@ class PlasticityCLI(LightningCLI):
             kwargs.get("parser_kwargs"), kwargs.get("run", True)
         )
         self._from_shell = args is None
-        with _one_line_errors(*_USER_ERRORS, active=self._from_shell):
+        with one_line_errors(*USER_ERRORS, active=self._from_shell):
             _require_jsonargparse()
             try:
                 super().__init__(model_class, datamodule_class, args=args, **kwargs)
                 return
             except _CommandChosen as chosen:
                 self.subcommand, arguments = chosen.command, chosen.arguments
-            with _one_line_errors(ValueError, active=self._from_shell):
+            with one_line_errors(ValueError, active=self._from_shell):
                 self.result = self.commands[self.subcommand](**arguments)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -134,7 +129,7 @@ class PlasticityCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Instantiates everything; here a ValueError is a wrong setting and ends a command line."""
-        with _one_line_errors(ValueError, active=self._from_shell):
+        with one_line_errors(ValueError, active=self._from_shell):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -182,6 +177,29 @@ class PlasticityCLI(LightningCLI):
         return merged | {command: {**files, **merged.get(command, {})} for command in self.subcommands()}
 
 
+def run_function(function: Callable[..., Any], script: str | Path) -> Any:
+    """Runs a recipe that is one plain function: its arguments, their help and its description come from it.
+
+    Args:
+        function: What to run; its arguments are parsed by their type hints.
+        script: The recipe's own path, `__file__`; a YAML file of the same name beside it holds its defaults.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        SystemExit: With one line of text, if the command line ends in an error that its user can mend.
+    """
+    with one_line_errors(*USER_ERRORS, ValueError):
+        _require_jsonargparse()
+        from jsonargparse import auto_cli
+
+        defaults = [str(Path(script).with_suffix(".yaml"))]
+        return auto_cli(
+            function, parser_class=_plain_parser(), as_positional=False, default_config_files=defaults
+        )
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Saves a run's configuration in the run's folder and in its loggers, and never over another one.
 
@@ -199,7 +217,7 @@ class SaveRunConfig(SaveConfigCallback):
                 logger.log_hyperparams(yaml.safe_load(text))
 
 
-class _Parser(LightningArgumentParser):
+class _Parser(OneLineErrors, LightningArgumentParser):
     """LightningCLI's parser, whose subcommands include plain functions."""
 
     def __init__(
@@ -226,12 +244,18 @@ class _CommandChosen(Exception):
 
 
 def _command_parser(function: Callable[..., Any], summary: str) -> Any:
-    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+    from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-    parser = ArgumentParser(description=summary)
+    parser = _plain_parser()(description=summary)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path to a configuration file.")
     parser.add_function_arguments(function)
     return parser
+
+
+def _plain_parser() -> type[Any]:
+    from jsonargparse import ArgumentParser
+
+    return type("Parser", (OneLineErrors, ArgumentParser), {})
 
 
 def _require_jsonargparse() -> None:
@@ -239,24 +263,11 @@ def _require_jsonargparse() -> None:
         raise ModuleNotFoundError("recipes need jsonargparse: pip install 'lightning-plasticity[recipes]'")
 
 
-@contextmanager
-def _one_line_errors(*errors: type[Exception], active: bool) -> Iterator[None]:
-    """Ends a command line in one line of text where its user made a mistake; the log has the traceback."""
-    try:
-        yield
-    except errors as error:
-        if not active:
-            raise
-        log.debug("ended by", exc_info=True)
-        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from error
-
-
 def _resume_hint(trainer: Trainer, script: Path) -> str:
     checkpoint = _newest_checkpoint(trainer)
     if checkpoint is None:
         return "Interrupted before the first checkpoint: there is nothing to resume."
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    saved = [callback.path for callback in callbacks if isinstance(callback, SaveRunConfig)]
+    saved = [callback.path for callback in callbacks_of(trainer) if isinstance(callback, SaveRunConfig)]
     config = [f"--config={path}" for path in saved if path is not None]
     command = ["python", str(script), "fit", *config, f"--ckpt_path={checkpoint}"]
     return f"Interrupted. To resume: {shlex.join(command)}"

@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import mean, median
 
 from hopfield_streams_scenarios import DENSE, METHODS, SCENARIOS, run
-from jsonargparse import auto_cli
+
+from lightning_plasticity.cli import run_function
 
 COLUMNS = "stream, method, K found (true), worst m / mean m, forgetting, latency, spurious, attacker w, seeds"
 
@@ -72,4 +73,4 @@ def table(runs) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(streams, default_config_files=[str(Path(__file__).with_suffix(".yaml"))])
+    run_function(streams, __file__)

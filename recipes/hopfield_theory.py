@@ -9,8 +9,8 @@ Writes theory.csv and theory.png, and prints the largest relative errors.
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 
+from lightning_plasticity.cli import run_function
 from lightning_plasticity.figures import OKABE_ITO, new_figure, save_figure
 from lightning_plasticity.hopfield import detectability
 
@@ -77,4 +77,4 @@ def figure(rows, title):
 
 
 if __name__ == "__main__":
-    auto_cli(theory, default_config_files=[str(Path(__file__).with_suffix(".yaml"))])
+    run_function(theory, __file__)

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_plasticity import runs
 from lightning_plasticity.callbacks.figures import FigureLogger
-from lightning_plasticity.cli import PlasticityCLI
+from lightning_plasticity.cli import PlasticityCLI, run_function
 from lightning_plasticity.runs import reserve_folder, run_folder, run_loggers, wandb_mode
 
 QUICK = {
@@ -231,7 +231,9 @@ def test_wrong_arguments_of_a_command_end_in_one_line(recipe, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(recipe, "compare", "--seeds=many", commands={"compare": compare})
     assert stopped.value.code == 2
-    assert "seeds" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ": error: seeds: expected int, given 'many'; for all options: python " in line
+    assert line.endswith(" compare --help")
 
 
 def test_wrong_settings_of_the_recipe_itself_raise(recipe):
@@ -270,6 +272,56 @@ def test_a_missing_extra_names_the_command_that_installs_it(recipe, monkeypatch)
     monkeypatch.setattr(sys, "argv", [str(recipe), "fit"])
     with pytest.raises(SystemExit, match=r"toy.py: error: .*pip install 'lightning-plasticity\[recipes\]'"):
         PlasticityCLI(Net, BoringDataModule, script=recipe)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ft"], "invalid choice: 'ft' (choose from "),
+        (["fit", "--model.rate=3"], "unrecognized arguments: --model.rate=3;"),
+        (["fit", "--trainer.maxepochs=3"], "similar: --trainer.max_epochs"),
+        (["fit", "--model.lr=fast"], "model.lr: expected float, given 'fast'"),
+        (["fit", "--trainer.callbacks+=GraNett"], "expected a class by name or import path, given 'GraNett'"),
+        (
+            ["fit", "--trainer.callbacks=GraNet", "--trainer.callbacks.sparsity=high"],
+            "expected float or Mapping",
+        ),
+        (["fit", "--config=nowhere.yaml"], "config: File does not exist"),
+        (["fit", "--config=torn.yaml"], "did not find expected ',' or '}'"),
+    ],
+)
+def test_an_option_that_is_wrong_ends_in_one_line(recipe, monkeypatch, capsys, tmp_path, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    Path("torn.yaml").write_text("model: {lr: 3")
+    monkeypatch.setattr(sys, "argv", [str(recipe), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        PlasticityCLI(Net, BoringDataModule, script=recipe)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    command = f" {arguments[0]}" if arguments[0] == "fit" else ""
+    assert line.endswith(f"; for all options: python {recipe}{command} --help")
+
+
+def test_a_recipe_that_is_one_function(monkeypatch, capsys, tmp_path):
+    def double(size: int, refuse: bool = False) -> int:
+        """Double a size."""
+        if refuse:
+            raise ValueError(f"refuse={refuse} is\nnot for {size}")
+        return 2 * size
+
+    script = tmp_path / "double.py"
+    script.with_suffix(".yaml").write_text("size: 4")
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert run_function(double, script) == 8
+    monkeypatch.setattr(sys, "argv", [str(script), "--refuse=true"])
+    with pytest.raises(SystemExit, match=r"^double\.py: error: refuse=True is not for 4$"):
+        run_function(double, script)
+    monkeypatch.setattr(sys, "argv", [str(script), "--sizes=3"])
+    with pytest.raises(SystemExit):
+        run_function(double, script)
+    said = "double.py: error: unrecognized arguments: --sizes=3; similar: --size; for all options: python"
+    assert capsys.readouterr().err == f"{said} {script} --help\n"
 
 
 def test_runs_that_start_together_get_a_folder_each(tmp_path):
@@ -358,7 +410,7 @@ CHILD = """
 '''A recipe that never ends by itself.'''
 import sys
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
-from lightning_plasticity.cli import PlasticityCLI
+from lightning_plasticity.cli import PlasticityCLI, run_function
 
 class Net(BoringModel):
     def on_train_epoch_end(self):

@@ -23,7 +23,8 @@ ALLOWED = {  # part -> the other parts that it may import
     "models": {"metrics"},
     **{system: LEAVES - {"runs"} for system in SYSTEMS},
     "callbacks": {"sparsity", "hippocampus", "entropy", "figures", "metrics", "runs"},
-    "cli": {"callbacks", "figures", "runs"},
+    "mistakes": set(),
+    "cli": {"callbacks", "figures", "mistakes", "runs"},
 }
 OPTIONAL = {
     "flwr",
