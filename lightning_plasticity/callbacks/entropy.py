@@ -19,6 +19,7 @@ from lightning_plasticity.callbacks.plasticity_signals import (
 )
 from lightning_plasticity.callbacks.sparse_training import SparseTraining
 from lightning_plasticity.callbacks.support import callbacks_of
+from lightning_plasticity.strategies import check_unsharded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -235,13 +236,7 @@ class EntropyController(Callback):
     # ------------------------------------------------------------------------------------------- within
 
     def _check_run(self, trainer: Trainer) -> None:
-        strategy = type(trainer.strategy).__name__
-        tested = ("SingleDeviceStrategy", "DDPStrategy")
-        if strategy not in tested:
-            raise MisconfigurationException(
-                f"EntropyController does not work with strategy={strategy}: gradients, weights or steps are "
-                "not whole there at the moment they are read. Tested: single device and ddp."
-            )
+        check_unsharded(trainer, "gradients, weights or steps are not whole at the moment they are read")
         if isinstance(self.effect, Consolidation) and any(
             isinstance(callback, SparseTraining) for callback in callbacks_of(trainer)
         ):

@@ -6,7 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+
+from lightning_plasticity.strategies import check_unsharded
 
 
 @runtime_checkable
@@ -52,11 +53,7 @@ def check_trainer(trainer: Trainer, data: Sessions) -> None:
     Raises:
         MisconfigurationException: naming the Trainer's argument and the value it needs.
     """
-    strategy, known = trainer.strategy, SingleDeviceStrategy | DDPStrategy
-    if isinstance(strategy, DeepSpeedStrategy) or not isinstance(strategy, known):  # the first inherits DDP's
-        raise MisconfigurationException(
-            f"strategy={type(strategy).__name__} is not supported: use one device or ddp"
-        )
+    check_unsharded(trainer)
     precision = str(trainer.precision)
     if precision not in ("32-true", "16-mixed", "bf16-mixed"):
         raise MisconfigurationException(

@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,6 +20,7 @@ from lightning_plasticity.intrinsic.passes import Pass, over_processes, worst_of
 from lightning_plasticity.intrinsic.precision import full_precision
 from lightning_plasticity.intrinsic.scores import Scores
 from lightning_plasticity.intrinsic.trace import Trace
+from lightning_plasticity.strategies import check_unsharded
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
@@ -143,10 +143,7 @@ class IntrinsicPlasticityMixture(MixtureInference):
                 f"precision={self.trainer.precision!r} rounds stimuli or scales gradients: choose one of "
                 f"{', '.join(PRECISIONS)}; the model computes in dtype={self.hparams['dtype']!r} under each"
             )
-        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise MisconfigurationException(
-                f"strategy={type(self.trainer.strategy).__name__} is not supported: use one device or ddp"
-            )
+        check_unsharded(self.trainer)
 
     def configure_optimizers(self) -> Optimizer:
         """The local rules, or EM."""
