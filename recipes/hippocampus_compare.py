@@ -197,7 +197,9 @@ def compare_latents(seeds, first_seed, folder, minutes=30, repeats=10):
         nets = [Autoencoder(variational=variational, seed=seed) for variational in (False, True)]
         scores = [net.fit(train[:, index], seed=seed).r2(test[:, index]) for net in nets]
         table.append({
-            "seed": seed, "r2_prediction": f"{minute.r2_prediction[index]:.4f}",
+            "seed": seed, "prediction_error_hpc": f"{model.error[index, 0]:.4f}",
+            "prediction_error_mec": f"{model.error[index, 1]:.4f}",
+            "r2_prediction": f"{minute.r2_prediction[index]:.4f}",
             "r2_features": f"{minute.r2_features[index]:.4f}",
             "autocorrelation": f"{minute.autocorrelation_correlation[index]:.4f}",
             "autocorrelation_mean": f"{asleep[:, index].mean():.4f}",

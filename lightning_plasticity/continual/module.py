@@ -106,6 +106,7 @@ class SAFE(SavedModule):
         width = feature_width(adapters)
         self.learners = SlowFast(adapters, width, num_classes, self.losses, self.prediction, seed)
         self.record: Record | None = None
+        self.class_order: list[int] | None = None
         self.plasticity_entropy = torch.tensor(1.0)
         self.joint_accuracy: float | None = None
         self._cache: tuple[int, FeatureCache] | None = None
@@ -170,6 +171,11 @@ class SAFE(SavedModule):
         if stage == "fit":
             sessions.check_trainer(self.trainer, data)
             sessions.check_images(data, self.evaluate)
+        order = sessions.order_of(data)
+        if self.begun:
+            sessions.check_order(self.class_order, order)
+        else:
+            self.class_order = order
         if self.record is None:
             self.record = Record(len(data.session_classes))
 

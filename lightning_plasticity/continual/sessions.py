@@ -47,6 +47,25 @@ def require_sessions(trainer: Trainer) -> Sessions:
     return data
 
 
+def order_of(data: Sessions) -> list[int] | None:
+    """The data set's label of each class, where the data tell."""
+    order = getattr(data, "class_order", None)
+    return None if order is None else [int(label) for label in order]
+
+
+def check_order(learned: Sequence[int] | None, given: Sequence[int] | None) -> None:
+    """Refuses data whose classes are numbered otherwise than those that were learned.
+
+    Raises:
+        MisconfigurationException: naming both orders.
+    """
+    if learned is not None and given is not None and list(learned) != list(given):
+        raise MisconfigurationException(
+            f"class_order={list(given)}: the model has learned the classes in the order {list(learned)};"
+            " give the data that one"
+        )
+
+
 def check_trainer(trainer: Trainer, data: Sessions) -> None:
     """Refuses a Trainer that would not come to all sessions, or that SAFE does not know.
 
