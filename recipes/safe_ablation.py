@@ -146,7 +146,7 @@ def figure(rows):
     finals = {name: [100 * row["final_micro"] for row in mine] for name, mine in present.items()}
     curves = {
         name: [[float(value) for value in row["curve"].split()] for row in present[name]]
-        for name in DRAWN
-        if name in present
+        for name in [name for name in DRAWN if name in present]
+        or [name for name in present if name != "joint"]
     }
     return comparison_figure(curves, finals, mean(finals["joint"]) if "joint" in finals else None)

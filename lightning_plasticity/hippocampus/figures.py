@@ -96,7 +96,7 @@ def rates_figure(module: "HippocampalFormation", seconds: float = 2.0) -> "Figur
     axes.set_yticks([0, 1], ["wake", "sleep"])
     axes.set_ylim(-0.2, 1.2)
     axes.set_xlim(*extent)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -170,5 +170,5 @@ def contrast_figure(
     axes.set_xscale("log", base=2)
     axes.set_xticks(contrasts, [f"{contrast:g}" for contrast in contrasts])
     axes.set_ylim(0, 100)
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     return figure

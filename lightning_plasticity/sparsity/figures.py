@@ -26,7 +26,7 @@ def density_over_run(
         history: (optimizer step, density in 0..1) after each update, the first at step 0.
         accuracies: Metric name to (optimizer step, accuracy in 0..1).
     """
-    figure = style.new_figure(xlabel="optimizer step", ylabel="share of active connections (%)")
+    figure = style.new_figure(xlabel="optimizer step", ylabel="active weights or filters (%)")
     left = figure.axes[0]
     steps, densities = zip(*history, strict=True)
     last = max([steps[-1], *(step for curve in accuracies.values() for step, _ in curve)])
@@ -48,7 +48,8 @@ def density_over_run(
             x, y = zip(*curve, strict=True)
             lines += right.plot(x, [100 * v for v in y], color=color, marker="o", markersize=3, label=name)
         right.set_ylabel("accuracy (%)")
-    left.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+    names = [str(line.get_label()) for line in lines]
+    figure.legend(lines, names, loc="outside lower center", ncols=min(4, len(lines)))  # lines cross anywhere
     left.set_title("Density and accuracy over the run")
     return figure
 
