@@ -34,7 +34,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_plasticity.callbacks.support import callbacks_of
 from lightning_plasticity.mistakes import USER_ERRORS, OneLineErrors, one_line_errors
-from lightning_plasticity.runs import run_folder, run_loggers
+from lightning_plasticity.runs import hush_others, run_folder, run_loggers
 
 
 class PlasticityCLI(LightningCLI):
@@ -98,6 +98,7 @@ class PlasticityCLI(LightningCLI):
             kwargs.get("parser_kwargs"), kwargs.get("run", True)
         )
         self._from_shell = args is None
+        hush_others()
         with one_line_errors(*USER_ERRORS, active=self._from_shell):
             _require_jsonargparse()
             try:

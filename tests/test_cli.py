@@ -2,10 +2,12 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,11 +19,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_plasticity import runs
 from lightning_plasticity.callbacks.figures import FigureLogger
 from lightning_plasticity.cli import PlasticityCLI, run_function
-from lightning_plasticity.runs import reserve_folder, run_folder, run_loggers, wandb_mode
+from lightning_plasticity.runs import hush_others, reserve_folder, run_folder, run_loggers, wandb_mode
 
 QUICK = {
     "max_epochs": 1,
@@ -324,6 +327,18 @@ def test_a_recipe_that_is_one_function(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err == f"{said} {script} --help\n"
 
 
+def test_what_nobody_here_can_mend_is_left_out(caplog):
+    hush_others()
+    hush_others()
+    warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated, use another", FutureWarning, stacklevel=1)
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        rank_zero_info("💡 Tip: For seamless cloud logging and experiment tracking, try something")
+        rank_zero_info("Tip: everything else is told")
+    assert [record.getMessage() for record in caplog.records] == ["Tip: everything else is told"]
+    with pytest.raises(FutureWarning):
+        warnings.warn("anything else is deprecated", FutureWarning, stacklevel=1)
+
+
 def test_runs_that_start_together_get_a_folder_each(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         folders = list(pool.map(lambda _: reserve_folder(tmp_path / "runs"), range(64)))
@@ -410,7 +425,7 @@ CHILD = """
 '''A recipe that never ends by itself.'''
 import sys
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
-from lightning_plasticity.cli import PlasticityCLI, run_function
+from lightning_plasticity.cli import PlasticityCLI
 
 class Net(BoringModel):
     def on_train_epoch_end(self):
