@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import shlex
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -33,7 +34,13 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_plasticity.callbacks.support import callbacks_of
-from lightning_plasticity.mistakes import USER_ERRORS, OneLineErrors, one_line_errors
+from lightning_plasticity.mistakes import (
+    USER_ERRORS,
+    OneLineErrors,
+    check_checkpoint,
+    one_line,
+    one_line_errors,
+)
 from lightning_plasticity.runs import hush_others, run_folder, run_loggers
 
 
@@ -118,6 +125,25 @@ class PlasticityCLI(LightningCLI):
             arguments.pop("config", None)
             raise _CommandChosen(command, arguments)
 
+    def _parse_ckpt_path(self) -> None:
+        """Says of a file that is no checkpoint, or of one of another model, what it is."""
+        subcommand = self.config.get("subcommand")
+        path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        check_checkpoint(path)
+        self.parser.exit_on_error = False  # its own line would not say that it is about the checkpoint
+        try:
+            super()._parse_ckpt_path()
+        except ArgumentError as error:
+            raise MisconfigurationException(
+                f"ckpt_path={path} is not of this recipe's model: {one_line(str(error))}"
+            ) from error
+        finally:
+            self.parser.exit_on_error = True
+
+    def _set_seed(self) -> None:
+        with one_line_errors(ValueError, active=self._from_shell):
+            super()._set_seed()
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `--wandb`; call `super()` when overriding."""
         parser.add_argument(
@@ -130,7 +156,7 @@ class PlasticityCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Instantiates everything; here a ValueError is a wrong setting and ends a command line."""
-        with one_line_errors(ValueError, active=self._from_shell):
+        with one_line_errors(ValueError, RuntimeError, active=self._from_shell):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -151,7 +177,8 @@ class PlasticityCLI(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """Runs `trainer.fit` and says where the run's files are, or how to go on after an interrupt."""
         try:
-            self.trainer.fit(**arguments)
+            with one_line_errors(ValueError, active=self._from_shell, only_ours=True):
+                self.trainer.fit(**arguments)
         except SystemExit:  # how Lightning ends on Ctrl-C and SIGTERM, once the checkpoint is saved
             self._print(_resume_hint(self.trainer, self.script or Path(sys.argv[0])))
             raise

@@ -5,7 +5,6 @@ the types that it could have been. Here its message is boiled down to the option
 was given.
 """
 
-import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,16 +12,12 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
+from zipfile import is_zipfile
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-log = logging.getLogger(__name__)
-
-# What a user can get wrong: a setting, an extra, a path, the rights to it.
-USER_ERRORS = (
-    MisconfigurationException, ModuleNotFoundError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
-    PermissionError,
-)  # fmt: skip
+# What a user can get wrong: a setting, an extra, a path, the rights to it, a full disk.
+USER_ERRORS = (MisconfigurationException, ModuleNotFoundError, OSError)
 
 _WAYS_OUT = {  # what others say without a way out: the beginning of it, and the way out
     "No supported gpu backend found": "torch sees no GPU here: leave --trainer.accelerator out",
@@ -54,17 +49,63 @@ class OneLineErrors:
 
 
 @contextmanager
-def one_line_errors(*errors: type[Exception], active: bool = True) -> Iterator[None]:
-    """Ends a command line in one line of text where its user made a mistake; the debug log has all."""
+def one_line_errors(*errors: type[Exception], active: bool = True, only_ours: bool = False) -> Iterator[None]:
+    """Ends a command line in one line of text where its user made a mistake.
+
+    Args:
+        *errors: what such a mistake raises.
+        active: False lets everything through, as Python's development mode does (``python -X dev``).
+        only_ours: whether only what this package itself raises is a user's mistake.
+
+    Raises:
+        SystemExit: with the line.
+    """
     try:
         yield
     except errors as error:
-        if not active:
+        if not active or sys.flags.dev_mode or (only_ours and not _is_ours(error)):
             raise
-        log.debug("ended by", exc_info=True)
         line = one_line(str(error))
         way_out = next((text for start, text in _WAYS_OUT.items() if line.startswith(start)), "")
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {line}{way_out and f' {way_out}'}") from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the statement that raised it is in this package."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and str(last.tb_frame.f_globals.get("__name__")).startswith(__package__ or "")
+
+
+def require_at_least(least: int, **numbers: int) -> None:
+    """Refuse counts that are too small.
+
+    Raises:
+        ValueError: naming the argument.
+
+    Example:
+        >>> require_at_least(1, seeds=0)
+        Traceback (most recent call last):
+        ValueError: seeds=0 must be 1 or more
+    """
+    for name, number in numbers.items():
+        if number < least:
+            raise ValueError(f"{name}={number} must be {least} or more")
+
+
+def check_checkpoint(path: str | Path | None) -> None:
+    """Refuse a file or folder that is there and no checkpoint.
+
+    Raises:
+        MisconfigurationException: naming the path.
+    """
+    place = Path(path or "")
+    is_shards = place.is_dir() and (place / "meta.pt").is_file()  # FSDP2 writes folders
+    if path and place.exists() and not (is_shards or is_zipfile(place)):
+        raise MisconfigurationException(
+            f"ckpt_path={path} is no checkpoint: a run's last one is <run>/checkpoints/last.ckpt"
+        )
 
 
 def one_line(message: str, options: Iterable[str] = ()) -> str:

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning_plasticity.callbacks import EntropyController
 from lightning_plasticity.data import DriftData
 from lightning_plasticity.figures import new_figure, save_figure
+from lightning_plasticity.mistakes import require_at_least
 from lightning_plasticity.models import ImageClassifier
 from lightning_plasticity.runs import quiet
 
@@ -38,6 +39,7 @@ class StreamAccuracy(Callback):
     """
 
     def __init__(self, every: int = 25):
+        require_at_least(1, every=every)
         self.every, self.rows = every, []  # step, condition that rules, accuracy on it and on the other
 
     @torch.no_grad()
@@ -87,6 +89,7 @@ def compare(
         steps_per_phase: Batches of a phase.
         output: Folder for <kind>.csv, <kind>.md and <kind>.png.
     """
+    require_at_least(1, seeds=seeds, phases=phases, steps_per_phase=steps_per_phase)
     folder, runs, curves = Path(output), [], {}
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(first_seed, first_seed + seeds):

@@ -24,6 +24,7 @@ from lightning_plasticity.hippocampus.baselines import Autoencoder, hand_set_rin
 from lightning_plasticity.hippocampus.latents import wake_and_sleep
 from lightning_plasticity.metrics.latent_statistics import AutocorrelationError
 from lightning_plasticity.metrics.ring_score import ring_score
+from lightning_plasticity.mistakes import require_at_least
 from lightning_plasticity.runs import quiet
 
 
@@ -95,6 +96,7 @@ def compare(
         tests: walks of every model.
         output: folder for CSV files and figures.
     """
+    require_at_least(1, seeds=seeds, tests=tests)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     for group, rows in GROUPS.items():

@@ -15,6 +15,7 @@ from statistics import mean, median
 from hopfield_streams_scenarios import DENSE, METHODS, SCENARIOS, run
 
 from lightning_plasticity.cli import run_function
+from lightning_plasticity.mistakes import require_at_least
 
 COLUMNS = "stream, method, K found (true), worst m / mean m, forgetting, latency, spurious, attacker w, seeds"
 
@@ -35,6 +36,9 @@ def streams(
         first_seed: Where seeds begin.
         output: Folder for results.csv and table.md.
     """
+    require_at_least(1, seeds=seeds)
+    if unknown := sorted(set(only or ()) - set(SCENARIOS)):
+        raise ValueError(f"only={unknown}: the streams are {', '.join(SCENARIOS)}")
     runs, folder = [], Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     for name in only or SCENARIOS:

@@ -18,6 +18,7 @@ from lightning_plasticity.continual.shadows import ShadowedSAFE
 from lightning_plasticity.data import ClassIncrementalData
 from lightning_plasticity.data.preparation import Preparation
 from lightning_plasticity.figures import save_figure
+from lightning_plasticity.mistakes import require_at_least
 from lightning_plasticity.runs import quiet
 
 COLUMNS = ("final_micro", "average_incremental", "forgetting", "old", "new")
@@ -60,6 +61,9 @@ def ablation(
         evaluate: test, or val to choose settings.
         output: Folder for results.csv, table.md and ablation.png.
     """
+    require_at_least(1, orders=orders)
+    if unknown := sorted(set(runs) - set(RUNS)):
+        raise ValueError(f"runs={unknown}: there are {', '.join(RUNS)}")
     rows = []
     for order in range(first_order, first_order + orders):
         with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_plasticity import runs
 from lightning_plasticity.callbacks.figures import FigureLogger
 from lightning_plasticity.cli import PlasticityCLI, run_function
+from lightning_plasticity.mistakes import require_at_least
 from lightning_plasticity.runs import hush_others, reserve_folder, run_folder, run_loggers, wandb_mode
 
 QUICK = {
@@ -263,6 +264,77 @@ def test_a_users_mistake_on_the_command_line_ends_in_one_line(recipe, monkeypatc
     assert stopped.value.code.startswith("toy.py: error: ")
     assert message in stopped.value.code
     assert "\n" not in stopped.value.code
+
+
+class FailsInFit(Net):
+    """Raises in `training_step`, as a user's own model may."""
+
+    def training_step(self, batch, batch_idx):
+        raise ValueError("my own mistake")
+
+
+def from_shell(monkeypatch, recipe, *arguments, model=Net):
+    """What the command line ends with."""
+    monkeypatch.setattr(sys, "argv", [str(recipe), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        PlasticityCLI(model, BoringDataModule, script=recipe)
+    return stopped.value.code
+
+
+@pytest.mark.parametrize("kind", ["text", "folder", "archive"])
+def test_what_is_no_checkpoint_of_this_model_is_said_to_be_none(recipe, monkeypatch, tmp_path, kind):
+    path = tmp_path / kind
+    if kind == "text":
+        path.write_text("no checkpoint")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        torch.save({"hyper_parameters": {"width": 3}, "state_dict": {}}, path)
+    line = from_shell(monkeypatch, recipe, "fit", f"--ckpt_path={path}")
+    reason = (
+        "of this recipe's model: " if kind == "archive" else "checkpoint: a run's last one is <run>/checkp"
+    )
+    assert line.startswith(f"toy.py: error: ckpt_path={path} is no")
+    assert reason in line
+    assert "\n" not in line
+
+
+def test_a_wrong_seed_and_two_callbacks_of_one_kind(recipe, monkeypatch):
+    assert "-1 is not in bounds" in from_shell(monkeypatch, recipe, "fit", "--seed_everything=-1")
+    twice = ["--trainer.callbacks+=GraNet"] * 2
+    assert "more than one stateful callback of type `GraNet`" in from_shell(
+        monkeypatch, recipe, "fit", *twice
+    )
+
+
+def test_a_full_disk_ends_in_one_line(recipe, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "last.ckpt")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
+    assert (
+        from_shell(monkeypatch, recipe, "fit")
+        == "toy.py: error: [Errno 28] No space left on device: 'last.ckpt'"
+    )
+
+
+def test_only_this_packages_own_words_hide_where_an_error_came_from(recipe, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(recipe), "fit"])
+    with pytest.raises(ValueError, match="my own mistake"):
+        PlasticityCLI(FailsInFit, BoringDataModule, script=recipe)
+
+    def refuse(*_, **__):
+        require_at_least(3, devices=2)
+
+    monkeypatch.setattr(Net, "on_fit_start", refuse)
+    assert from_shell(monkeypatch, recipe, "fit") == "toy.py: error: devices=2 must be 3 or more"
+
+
+def test_pythons_development_mode_shows_everything(tmp_path):
+    code = "from lightning_plasticity.mistakes import *\nwith one_line_errors(OSError): open('nowhere')"
+    command = [sys.executable, "-X", "dev", "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stderr.startswith("Traceback")
 
 
 def test_the_same_mistake_from_python_raises_itself(recipe):
