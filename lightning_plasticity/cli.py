@@ -18,10 +18,9 @@ from __future__ import annotations
 import ast
 import shlex
 import sys
-from argparse import ArgumentError
-from collections.abc import Callable, Mapping
+from argparse import ArgumentError, Namespace
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -34,13 +33,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_plasticity.callbacks.support import callbacks_of
-from lightning_plasticity.mistakes import (
-    USER_ERRORS,
-    OneLineErrors,
-    check_checkpoint,
-    one_line,
-    one_line_errors,
-)
+from lightning_plasticity.mistakes import USER_ERRORS, check_checkpoint, one_line, one_line_errors
+from lightning_plasticity.parsing import RecipeParser, require_jsonargparse
+from lightning_plasticity.parsing import run_function as run_function
 from lightning_plasticity.runs import hush_others, run_folder, run_loggers
 
 
@@ -100,14 +95,14 @@ class PlasticityCLI(LightningCLI):
                 "save_config_callback": SaveRunConfig,
                 "save_config_kwargs": {"save_to_log_dir": False},
             }
-        kwargs.setdefault("parser_class", partial(_Parser, commands=self.commands))
+        kwargs.setdefault("parser_class", partial(RecipeParser, commands=self.commands))
         kwargs["parser_kwargs"] = self._defaults_of_script(
             kwargs.get("parser_kwargs"), kwargs.get("run", True)
         )
         self._from_shell = args is None
         hush_others()
         with one_line_errors(*USER_ERRORS, active=self._from_shell):
-            _require_jsonargparse()
+            require_jsonargparse()
             try:
                 super().__init__(model_class, datamodule_class, args=args, **kwargs)
                 return
@@ -130,6 +125,7 @@ class PlasticityCLI(LightningCLI):
         subcommand = self.config.get("subcommand")
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
         check_checkpoint(path)
+        given = self.config.clone()
         self.parser.exit_on_error = False  # its own line would not say that it is about the checkpoint
         try:
             super()._parse_ckpt_path()
@@ -139,6 +135,9 @@ class PlasticityCLI(LightningCLI):
             ) from error
         finally:
             self.parser.exit_on_error = True
+        if subcommand:
+            for line in _differences(given[subcommand].get("model"), self.config[subcommand].get("model")):
+                print(f"As in the checkpoint: {line}", flush=True)
 
     def _set_seed(self) -> None:
         with one_line_errors(ValueError, active=self._from_shell):
@@ -170,7 +169,8 @@ class PlasticityCLI(LightningCLI):
                 "put a WandbLogger there"
             )
         callbacks = kwargs.setdefault("callbacks", _as_list(config.get("callbacks")))
-        if config.get("enable_checkpointing") is not False and not _has_checkpoint(callbacks):
+        keeps = config.get("enable_checkpointing") is not False and not config.get("fast_dev_run")
+        if keeps and not _has_checkpoint(callbacks):
             callbacks.append(ModelCheckpoint(save_last=True, save_on_exception=True))
         return super().instantiate_trainer(**kwargs)
 
@@ -205,29 +205,6 @@ class PlasticityCLI(LightningCLI):
         return merged | {command: {**files, **merged.get(command, {})} for command in self.subcommands()}
 
 
-def run_function(function: Callable[..., Any], script: str | Path) -> Any:
-    """Runs a recipe that is one plain function: its arguments, their help and its description come from it.
-
-    Args:
-        function: What to run; its arguments are parsed by their type hints.
-        script: The recipe's own path, `__file__`; a YAML file of the same name beside it holds its defaults.
-
-    Returns:
-        What the function returns.
-
-    Raises:
-        SystemExit: With one line of text, if the command line ends in an error that its user can mend.
-    """
-    with one_line_errors(*USER_ERRORS, ValueError):
-        _require_jsonargparse()
-        from jsonargparse import auto_cli
-
-        defaults = [str(Path(script).with_suffix(".yaml"))]
-        return auto_cli(
-            function, parser_class=_plain_parser(), as_positional=False, default_config_files=defaults
-        )
-
-
 class SaveRunConfig(SaveConfigCallback):
     """Saves a run's configuration in the run's folder and in its loggers, and never over another one.
 
@@ -245,23 +222,6 @@ class SaveRunConfig(SaveConfigCallback):
                 logger.log_hyperparams(yaml.safe_load(text))
 
 
-class _Parser(OneLineErrors, LightningArgumentParser):
-    """LightningCLI's parser, whose subcommands include plain functions."""
-
-    def __init__(
-        self, *args: Any, commands: Mapping[str, Callable[..., Any]] | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._commands = commands or {}  # jsonargparse makes parsers of this class for nested types too
-
-    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
-        action = super().add_subcommands(*args, **kwargs)
-        for name, function in self._commands.items():
-            summary = (function.__doc__ or "").strip().partition("\n")[0]
-            action.add_subcommand(name, _command_parser(function, summary), help=summary)
-        return action
-
-
 class _CommandChosen(Exception):
     """Leaves LightningCLI's constructor once the command line turns out to ask for a plain function."""
 
@@ -269,26 +229,6 @@ class _CommandChosen(Exception):
         super().__init__(command)
         self.command = command
         self.arguments = arguments
-
-
-def _command_parser(function: Callable[..., Any], summary: str) -> Any:
-    from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
-
-    parser = _plain_parser()(description=summary)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path to a configuration file.")
-    parser.add_function_arguments(function)
-    return parser
-
-
-def _plain_parser() -> type[Any]:
-    from jsonargparse import ArgumentParser
-
-    return type("Parser", (OneLineErrors, ArgumentParser), {})
-
-
-def _require_jsonargparse() -> None:
-    if find_spec("jsonargparse") is None or find_spec("docstring_parser") is None:
-        raise ModuleNotFoundError("recipes need jsonargparse: pip install 'lightning-plasticity[recipes]'")
 
 
 def _resume_hint(trainer: Trainer, script: Path) -> str:
@@ -321,6 +261,15 @@ def _write_new(path: Path, text: str) -> Path:
             continue
         return candidate
     raise AssertionError("there is always a next number")
+
+
+def _differences(given: Any, taken: Any, name: str = "model") -> Iterator[str]:
+    """What a checkpoint's hyper-parameters change in a configuration."""
+    if isinstance(given, Namespace) and isinstance(taken, Namespace):
+        for key in vars(taken):
+            yield from _differences(given.get(key), taken.get(key), f"{name}.{key}")
+    elif given != taken:
+        yield f"{name}={taken!r}, not {given!r}"
 
 
 def _as_list(callbacks: Any) -> list[Any]:

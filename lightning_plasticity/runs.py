@@ -150,6 +150,8 @@ def hush_others() -> None:
     """Leave out what the libraries below say of each other in every run, and nobody here can mend."""
     # Lightning 2.6 with torch >= 2.14: its own use of torch's pytree
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+    # a run that goes on has a folder of its own here
+    warnings.filterwarnings("ignore", "The dirpath has changed from", UserWarning)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_is_no_advertisement)
 

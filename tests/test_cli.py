@@ -131,8 +131,9 @@ def test_default_root_dir_moves_the_runs(recipe, tmp_path):
 
 
 def test_fast_dev_run_leaves_no_trace(recipe, capsys):
+    before = set(Path().rglob("*"))
     run(recipe, "fit", "--trainer.fast_dev_run=true", "--wandb=true")
-    assert not Path("runs").exists()
+    assert set(Path().rglob("*")) == before
     assert "This run's files" not in capsys.readouterr().out
 
 
@@ -299,6 +300,17 @@ def test_what_is_no_checkpoint_of_this_model_is_said_to_be_none(recipe, monkeypa
     assert "\n" not in line
 
 
+def test_a_checkpoints_settings_win_and_are_told(recipe, capsys):
+    run(recipe, "fit", "--model.lr=0.25")
+    last = "runs/toy/version_0/checkpoints/last.ckpt"
+    capsys.readouterr()
+    cli = run(recipe, "fit", "--model.lr=0.5", f"--ckpt_path={last}", "--trainer.max_epochs=2")
+    assert "As in the checkpoint: model.lr=0.25, not 0.5\n" in capsys.readouterr().out
+    assert cli.model.hparams.lr == 0.25
+    run(recipe, "fit", "--model.lr=0.25", f"--ckpt_path={last}", "--trainer.max_epochs=3")
+    assert "As in the checkpoint" not in capsys.readouterr().out
+
+
 def test_a_wrong_seed_and_two_callbacks_of_one_kind(recipe, monkeypatch):
     assert "-1 is not in bounds" in from_shell(monkeypatch, recipe, "fit", "--seed_everything=-1")
     twice = ["--trainer.callbacks+=GraNet"] * 2
@@ -343,7 +355,7 @@ def test_the_same_mistake_from_python_raises_itself(recipe):
 
 
 def test_a_missing_extra_names_the_command_that_installs_it(recipe, monkeypatch):
-    monkeypatch.setattr("lightning_plasticity.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_plasticity.parsing.find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", [str(recipe), "fit"])
     with pytest.raises(SystemExit, match=r"toy.py: error: .*pip install 'lightning-plasticity\[recipes\]'"):
         PlasticityCLI(Net, BoringDataModule, script=recipe)

@@ -25,7 +25,8 @@ ALLOWED = {  # part -> the other parts that it may import
     **{system: LEAVES - {"runs"} for system in SYSTEMS},
     "callbacks": {"sparsity", "hippocampus", "entropy", "figures", "metrics", "runs", "strategies"},
     "mistakes": set(),
-    "cli": {"callbacks", "figures", "mistakes", "runs"},
+    "parsing": {"mistakes"},
+    "cli": {"callbacks", "figures", "mistakes", "parsing", "runs"},
 }
 OPTIONAL = {
     "flwr",

@@ -1,5 +1,6 @@
 """`SAFE`: a LightningModule that learns in sessions without forgetting (Zhao et al., NeurIPS 2024)."""
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -166,6 +167,8 @@ class SAFE(SavedModule):
 
     def setup(self, stage: str) -> None:
         """Refuses a Trainer or data that do not fit."""
+        # all but the fast adapter stays in eval mode, which Lightning takes for a mistake
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         data = sessions.require_sessions(self.trainer)
         sessions.check_classes(data, self.num_classes)
         if stage == "fit":

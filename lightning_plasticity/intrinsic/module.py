@@ -14,7 +14,7 @@ from lightning_plasticity.intrinsic import circuit, em, shapes, starts
 from lightning_plasticity.intrinsic.distribution import Intensity, Parameters
 from lightning_plasticity.intrinsic.inference import Batch, MixtureInference
 from lightning_plasticity.intrinsic.mixture import PoissonGammaMixture
-from lightning_plasticity.intrinsic.optimizers import CircuitPlasticity, ExpectationMaximization
+from lightning_plasticity.intrinsic.optimizers import CircuitPlasticity, ExpectationMaximization, check_rates
 from lightning_plasticity.intrinsic.padding import padding_weight
 from lightning_plasticity.intrinsic.passes import Pass, over_processes, worst_of_all
 from lightning_plasticity.intrinsic.precision import full_precision
@@ -108,6 +108,7 @@ class IntrinsicPlasticityMixture(MixtureInference):
             raise ValueError(
                 f"image_shape={image_shape} has {math.prod(image_shape)} pixels, {num_features=}"
             )
+        check_rates(lr, decay)
         self.shape_update = _shape_rule(shape_update, rule, intensity)
         self.rule, self.input_scale, self.warmup_epochs = rule, input_scale, warmup_epochs
         by_em: Any = self.shape_update if rule == "em" else "newton"

@@ -5,6 +5,7 @@ Each name is imported on first use: the tuners extend peft's classes, and so nee
 
 from typing import TYPE_CHECKING
 
+from lightning_plasticity.continual.adapters import configs
 from lightning_plasticity.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -40,10 +41,6 @@ _import_name, __dir__ = lazy_names(__name__, _HOME)
 
 def __getattr__(name: str) -> object:
     """Import a part when it is first asked for, or say which extra it needs."""
-    try:
-        return _import_name(name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "peft":
-            raise
-        message = "adapters need peft: pip install 'lightning-plasticity[recipes]'"
-        raise ModuleNotFoundError(message, name="peft") from error
+    if _HOME.get(name) in ("bottleneck", "prompt", "ssf", "tuner"):
+        configs.require_peft()
+    return _import_name(name)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from enum import Enum
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -33,9 +34,11 @@ def register_tuner(config: type[Any], tuner: type[Any]) -> None:
         tuner: a subclass of ``Tuner``; the names of its tensors begin with its ``prefix``.
 
     Raises:
+        ModuleNotFoundError: if peft is missing.
         ValueError: if another method has this name or this prefix.
         RuntimeError: if this version of peft has no tables to enter it in.
     """
+    require_peft()
     import peft
     from peft import mapping
 
@@ -54,6 +57,21 @@ def register_tuner(config: type[Any], tuner: type[Any]) -> None:
         )
     for table, entry in zip(tables, (config, tuner, tuner.prefix), strict=True):
         table[method] = entry
+
+
+def require_peft() -> None:
+    """Say which extra is missing.
+
+    Raises:
+        ModuleNotFoundError: if peft is.
+    """
+    try:
+        import_module("peft")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "peft":
+            raise
+        message = "adapters need peft: pip install 'lightning-plasticity[recipes]'"
+        raise ModuleNotFoundError(message, name="peft") from error
 
 
 _BOOKKEEPING = {
@@ -148,6 +166,7 @@ def make_config(config: Any, backbone: nn.Module) -> Any:
         >>> make_config({"method": "ssf", "init": "noise"}, nn.Linear(2, 2)).init
         'noise'
     """
+    require_peft()
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 

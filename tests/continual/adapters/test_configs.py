@@ -72,11 +72,15 @@ def test_nothing_imports_peft_before_it_is_needed():
     assert done.stdout.strip() == f"{[*classes, *bases, *functions]} False"
 
 
-def test_a_missing_peft_names_the_extra():
-    code = (
-        "import sys; sys.modules['peft'] = None\n"
-        "from lightning_plasticity.continual.adapters import SSFConfig"
-    )
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from lightning_plasticity.continual.adapters import SSFConfig",
+        "from lightning_plasticity.continual.adapters import make_config; make_config('ssf', None)",
+    ],
+)
+def test_a_missing_peft_names_the_extra(code):
+    code = f"import sys; sys.modules['peft'] = None\n{code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "adapters need peft: pip install 'lightning-plasticity[recipes]'" in done.stderr
 
