@@ -127,9 +127,9 @@ def compare_tracks(group, rows, seeds, first_seed, seconds, tests, folder):
         write(table, folder / f"{group}.csv")
     print("\n" + report.dark_table(errors, model.settings.dt) + "\n", flush=True)
     curves = {name: error.mean(1) for name, error in errors.items() if "noise" not in name}
-    save_figure(
-        figures.darkness_figure(curves, model.settings.dt, f"In the dark: {group}"), folder / f"{group}.png"
-    )
+    dt, length = model.settings.dt, model.settings.circumference
+    drawn = figures.darkness_figure(curves, dt, length, f"In the dark: {group}")
+    save_figure(drawn, folder / f"{group}.png")
     if bumps:
         save_figure(figures.bump_speed_figure(SPEEDS, bumps), folder / "bump_speed.png")
 

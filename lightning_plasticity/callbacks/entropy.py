@@ -201,15 +201,16 @@ class EntropyController(Callback):
 
     def figures(self) -> Mapping[str, Figure]:
         """Entropy and plasticity over the run, for FigureLogger."""
-        from lightning_plasticity.figures import new_figure
+        from lightning_plasticity.figures import legend_below, new_figure
 
-        figure = new_figure(xlabel="optimizer step", ylabel="entropy, plasticity")
+        title = "How new the signal is, and the plasticity that follows"
+        figure = new_figure(title=title, xlabel="optimizer step", ylabel="entropy, plasticity")
         axes = figure.axes[0]
         steps, entropies, ws = zip(*self.curve, strict=True) if self.curve else ((), (), ())
         axes.plot(steps, entropies, label="entropy of the signal", linewidth=0.8)
         axes.plot(steps, ws, label="plasticity w")
         axes.set_ylim(0, max(1.05, 1.05 * self.ceiling))
-        axes.legend()
+        legend_below(axes)
         return {"plasticity": figure}
 
     # ------------------------------------------------------------------------------------------- state

@@ -366,7 +366,7 @@ def test_figures_draw_a_line_for_each_rate():
     (name,), (figure,) = zip(*callback.figures().items(), strict=True)
     assert name == "pruning_plasticity_regrown"
     assert isinstance(figure, Figure)
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[:2] == ["0.5", "0.9"]
 
 
