@@ -120,11 +120,11 @@ def undisturbed(trainer: Trainer) -> Iterator[None]:
     log = logging.getLogger(type(trainer).__module__.split(".trainer")[0])
     level = log.level
     log.setLevel(logging.ERROR)
-    state = random_state()
+    global_state = random_state()
     try:
         yield
     finally:  # also after an interrupt: the run's checkpoint is saved behind it
-        set_random_state(state)
+        set_random_state(global_state)
         log.setLevel(level)
         for generator, state in generators.values():
             generator.set_state(state)
