@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_plasticity.data import ClassIncrementalData, DriftData, ImageData, IntensityData
 from lightning_plasticity.data.resumable import ResumableLoader
+from tests.distributed.launch import results, run_two
 from tests.identical import assert_identical
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -194,3 +195,14 @@ def test_what_others_draw_from_a_loader_does_not_move_its_place(tmp_path, name):
     whole = fit(name, tmp_path / "whole")
     path = fit(name, tmp_path / "stopped", (1, 3), [Draw()])
     assert_identical(whole, fit(name, tmp_path / "resumed", ckpt_path=path))
+
+
+def test_two_processes_go_on_with_their_own_batches(tmp_path):
+    run_two("tests.data.ddp_worker", tmp_path)
+    for name, batches in {"images": 9, "drift": 6}.items():
+        ranks = results(tmp_path, name)
+        for runs in ranks:
+            assert len(runs["whole"]["batches"]) == 3 * batches
+            assert runs["whole"]["batches"] == runs["stopped"]["batches"] + runs["resumed"]["batches"], name
+            assert torch.equal(runs["whole"]["weight"], runs["resumed"]["weight"]), name
+        assert ranks[0]["whole"]["batches"] != ranks[1]["whole"]["batches"]
