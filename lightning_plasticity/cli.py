@@ -33,6 +33,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
+from lightning_plasticity.callbacks.interrupts import FinishBatch
 from lightning_plasticity.callbacks.support import callbacks_of
 from lightning_plasticity.mistakes import (
     USER_ERRORS,
@@ -172,6 +173,7 @@ class PlasticityCLI(LightningCLI):
         callbacks = kwargs.setdefault("callbacks", _as_list(config.get("callbacks")))
         if config.get("enable_checkpointing") is not False and not _has_checkpoint(callbacks):
             callbacks.append(ModelCheckpoint(save_last=True, save_on_exception=True))
+        callbacks.insert(0, FinishBatch())
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, **arguments: Any) -> None:
