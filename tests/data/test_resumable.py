@@ -69,6 +69,8 @@ def test_intensity_data_goes_on_in_the_order_of_the_epoch(epoch):
 class Linear(LightningModule):
     """Learns, and remembers which batches it has learned; may be interrupted in one that it has not."""
 
+    asks_for_length = False  # as for a schedule: Lightning then makes the loader before it restores
+
     def __init__(self, features, interrupt=None):
         super().__init__()
         with torch.random.fork_rng():
@@ -92,6 +94,8 @@ class Linear(LightningModule):
         self.learned = checkpoint["state_dict"]["learned"].clone()
 
     def configure_optimizers(self):
+        if self.asks_for_length:
+            assert self.trainer.estimated_stepping_batches > 0
         optimizer = torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
 
@@ -166,6 +170,15 @@ def test_an_interrupt_after_a_batch_is_learned_learns_none_twice(tmp_path, name,
     resumed = fit(
         name, tmp_path / "resumed", ckpt_path=fit(name, tmp_path / "stopped", callbacks=[StopAfter(*at)])
     )
+    assert_identical(whole, resumed)
+
+
+@pytest.mark.parametrize("at", [(0, 4), (1, 3)])
+@pytest.mark.parametrize("name", DATA)
+def test_also_if_the_loader_is_older_than_what_is_restored(tmp_path, monkeypatch, name, at):
+    monkeypatch.setattr(Linear, "asks_for_length", True)
+    whole = fit(name, tmp_path / "whole")
+    resumed = fit(name, tmp_path / "resumed", ckpt_path=fit(name, tmp_path / "stopped", at))
     assert_identical(whole, resumed)
 
 
