@@ -32,6 +32,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
+from lightning_plasticity.callbacks.interrupts import FinishBatch
 from lightning_plasticity.callbacks.support import callbacks_of
 from lightning_plasticity.mistakes import USER_ERRORS, check_checkpoint, one_line, one_line_errors
 from lightning_plasticity.parsing import RecipeParser, require_jsonargparse
@@ -172,6 +173,7 @@ class PlasticityCLI(LightningCLI):
         keeps = config.get("enable_checkpointing") is not False and not config.get("fast_dev_run")
         if keeps and not _has_checkpoint(callbacks):
             callbacks.append(ModelCheckpoint(save_last=True, save_on_exception=True))
+        callbacks.insert(0, FinishBatch())
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, **arguments: Any) -> None:

@@ -53,7 +53,11 @@ class ResumableLoader(DataLoader[Any]):
     def _batches(self, batches: Iterator[Any], epoch: int, skip: int, in_epoch: int | None) -> Iterator[Any]:
         if epoch != self._epoch:  # a resumed fit asks for an iterator first, and names its epoch then
             batches = super().__iter__()
-        if in_epoch not in (None, self._epoch):
+        if self.trainer is not None:
+            # Lightning's own way, load_state_dict, is left out if the number of steps was asked for before
+            restarts = self.trainer.fit_loop.epoch_loop.restarting
+            skip = _place(self.trainer)["batches"] % len(self) if restarts else 0
+        elif in_epoch not in (None, self._epoch):
             skip = 0
         for number, batch in enumerate(batches, start=1):
             if number > skip:
@@ -67,7 +71,10 @@ class ResumableLoader(DataLoader[Any]):
         return _place(self.trainer)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Skips the batches that were learned already; none in another epoch, or if they were all."""
+        """Skips the batches that were given already; none in another epoch, or if they were all.
+
+        A Trainer that is known says itself where it goes on.
+        """
         self._given, self._in_epoch = state["batches"], state.get("epoch")
         self._skip = state["batches"] % len(self)
 

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_plasticity.data import ClassIncrementalData, DriftData, ImageData, IntensityData
 from lightning_plasticity.data.resumable import ResumableLoader
+from tests.distributed.launch import results, run_two
 from tests.identical import assert_identical
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -68,6 +69,8 @@ def test_intensity_data_goes_on_in_the_order_of_the_epoch(epoch):
 class Linear(LightningModule):
     """Learns, and remembers which batches it has learned; may be interrupted in one that it has not."""
 
+    asks_for_length = False  # as for a schedule: Lightning then makes the loader before it restores
+
     def __init__(self, features, interrupt=None):
         super().__init__()
         with torch.random.fork_rng():
@@ -91,6 +94,8 @@ class Linear(LightningModule):
         self.learned = checkpoint["state_dict"]["learned"].clone()
 
     def configure_optimizers(self):
+        if self.asks_for_length:
+            assert self.trainer.estimated_stepping_batches > 0
         optimizer = torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
 
@@ -168,6 +173,15 @@ def test_an_interrupt_after_a_batch_is_learned_learns_none_twice(tmp_path, name,
     assert_identical(whole, resumed)
 
 
+@pytest.mark.parametrize("at", [(0, 4), (1, 3)])
+@pytest.mark.parametrize("name", DATA)
+def test_also_if_the_loader_is_older_than_what_is_restored(tmp_path, monkeypatch, name, at):
+    monkeypatch.setattr(Linear, "asks_for_length", True)
+    whole = fit(name, tmp_path / "whole")
+    resumed = fit(name, tmp_path / "resumed", ckpt_path=fit(name, tmp_path / "stopped", at))
+    assert_identical(whole, resumed)
+
+
 @pytest.mark.parametrize("name", ["drift", "images", "intensity"])
 @pytest.mark.parametrize("options", [{"limit_train_batches": 4}, {"max_steps": 20}])
 def test_a_run_that_sees_a_part_of_its_epochs_goes_on(tmp_path, name, options):
@@ -194,3 +208,14 @@ def test_what_others_draw_from_a_loader_does_not_move_its_place(tmp_path, name):
     whole = fit(name, tmp_path / "whole")
     path = fit(name, tmp_path / "stopped", (1, 3), [Draw()])
     assert_identical(whole, fit(name, tmp_path / "resumed", ckpt_path=path))
+
+
+def test_two_processes_go_on_with_their_own_batches(tmp_path):
+    run_two("tests.data.ddp_worker", tmp_path)
+    for name, batches in {"images": 9, "drift": 6}.items():
+        ranks = results(tmp_path, name)
+        for runs in ranks:
+            assert len(runs["whole"]["batches"]) == 3 * batches
+            assert runs["whole"]["batches"] == runs["stopped"]["batches"] + runs["resumed"]["batches"], name
+            assert torch.equal(runs["whole"]["weight"], runs["resumed"]["weight"]), name
+        assert ranks[0]["whole"]["batches"] != ranks[1]["whole"]["batches"]
