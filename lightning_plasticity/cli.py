@@ -16,13 +16,11 @@ takes subcommands which are plain functions. A recipe is a script with a YAML of
 from __future__ import annotations
 
 import ast
-import logging
 import shlex
 import sys
+from argparse import ArgumentError, Namespace
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -34,12 +32,12 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_plasticity.runs import run_folder, run_loggers
-
-log = logging.getLogger(__name__)
-
-# What a user can get wrong: a value, a file, an extra. These end in one line, not in a traceback.
-_USER_ERRORS = (MisconfigurationException, ModuleNotFoundError, FileNotFoundError)
+from lightning_plasticity.callbacks.interrupts import FinishBatch
+from lightning_plasticity.callbacks.support import callbacks_of
+from lightning_plasticity.mistakes import USER_ERRORS, check_checkpoint, one_line, one_line_errors
+from lightning_plasticity.parsing import RecipeParser, require_jsonargparse
+from lightning_plasticity.parsing import run_function as run_function
+from lightning_plasticity.runs import hush_others, run_folder, run_loggers
 
 
 class PlasticityCLI(LightningCLI):
@@ -98,19 +96,20 @@ class PlasticityCLI(LightningCLI):
                 "save_config_callback": SaveRunConfig,
                 "save_config_kwargs": {"save_to_log_dir": False},
             }
-        kwargs.setdefault("parser_class", partial(_Parser, commands=self.commands))
+        kwargs.setdefault("parser_class", partial(RecipeParser, commands=self.commands))
         kwargs["parser_kwargs"] = self._defaults_of_script(
             kwargs.get("parser_kwargs"), kwargs.get("run", True)
         )
         self._from_shell = args is None
-        with _one_line_errors(*_USER_ERRORS, active=self._from_shell):
-            _require_jsonargparse()
+        hush_others()
+        with one_line_errors(*USER_ERRORS, active=self._from_shell):
+            require_jsonargparse()
             try:
                 super().__init__(model_class, datamodule_class, args=args, **kwargs)
                 return
             except _CommandChosen as chosen:
                 self.subcommand, arguments = chosen.command, chosen.arguments
-            with _one_line_errors(ValueError, active=self._from_shell):
+            with one_line_errors(ValueError, active=self._from_shell):
                 self.result = self.commands[self.subcommand](**arguments)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -121,6 +120,29 @@ class PlasticityCLI(LightningCLI):
             arguments = parser.instantiate_classes(self.config)[command].as_dict()
             arguments.pop("config", None)
             raise _CommandChosen(command, arguments)
+
+    def _parse_ckpt_path(self) -> None:
+        """Says of a file that is no checkpoint, or of one of another model, what it is."""
+        subcommand = self.config.get("subcommand")
+        path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        check_checkpoint(path)
+        given = self.config.clone()
+        self.parser.exit_on_error = False  # its own line would not say that it is about the checkpoint
+        try:
+            super()._parse_ckpt_path()
+        except ArgumentError as error:
+            raise MisconfigurationException(
+                f"ckpt_path={path} is not of this recipe's model: {one_line(str(error))}"
+            ) from error
+        finally:
+            self.parser.exit_on_error = True
+        if subcommand:
+            for line in _differences(given[subcommand].get("model"), self.config[subcommand].get("model")):
+                print(f"As in the checkpoint: {line}", flush=True)
+
+    def _set_seed(self) -> None:
+        with one_line_errors(ValueError, active=self._from_shell):
+            super()._set_seed()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `--wandb`; call `super()` when overriding."""
@@ -134,7 +156,7 @@ class PlasticityCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Instantiates everything; here a ValueError is a wrong setting and ends a command line."""
-        with _one_line_errors(ValueError, active=self._from_shell):
+        with one_line_errors(ValueError, RuntimeError, active=self._from_shell):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -148,14 +170,17 @@ class PlasticityCLI(LightningCLI):
                 "put a WandbLogger there"
             )
         callbacks = kwargs.setdefault("callbacks", _as_list(config.get("callbacks")))
-        if config.get("enable_checkpointing") is not False and not _has_checkpoint(callbacks):
+        keeps = config.get("enable_checkpointing") is not False and not config.get("fast_dev_run")
+        if keeps and not _has_checkpoint(callbacks):
             callbacks.append(ModelCheckpoint(save_last=True, save_on_exception=True))
+        callbacks.insert(0, FinishBatch())
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, **arguments: Any) -> None:
         """Runs `trainer.fit` and says where the run's files are, or how to go on after an interrupt."""
         try:
-            self.trainer.fit(**arguments)
+            with one_line_errors(ValueError, active=self._from_shell, only_ours=True):
+                self.trainer.fit(**arguments)
         except SystemExit:  # how Lightning ends on Ctrl-C and SIGTERM, once the checkpoint is saved
             self._print(_resume_hint(self.trainer, self.script or Path(sys.argv[0])))
             raise
@@ -199,23 +224,6 @@ class SaveRunConfig(SaveConfigCallback):
                 logger.log_hyperparams(yaml.safe_load(text))
 
 
-class _Parser(LightningArgumentParser):
-    """LightningCLI's parser, whose subcommands include plain functions."""
-
-    def __init__(
-        self, *args: Any, commands: Mapping[str, Callable[..., Any]] | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._commands = commands or {}  # jsonargparse makes parsers of this class for nested types too
-
-    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
-        action = super().add_subcommands(*args, **kwargs)
-        for name, function in self._commands.items():
-            summary = (function.__doc__ or "").strip().partition("\n")[0]
-            action.add_subcommand(name, _command_parser(function, summary), help=summary)
-        return action
-
-
 class _CommandChosen(Exception):
     """Leaves LightningCLI's constructor once the command line turns out to ask for a plain function."""
 
@@ -225,38 +233,11 @@ class _CommandChosen(Exception):
         self.arguments = arguments
 
 
-def _command_parser(function: Callable[..., Any], summary: str) -> Any:
-    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
-
-    parser = ArgumentParser(description=summary)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path to a configuration file.")
-    parser.add_function_arguments(function)
-    return parser
-
-
-def _require_jsonargparse() -> None:
-    if find_spec("jsonargparse") is None or find_spec("docstring_parser") is None:
-        raise ModuleNotFoundError("recipes need jsonargparse: pip install 'lightning-plasticity[recipes]'")
-
-
-@contextmanager
-def _one_line_errors(*errors: type[Exception], active: bool) -> Iterator[None]:
-    """Ends a command line in one line of text where its user made a mistake; the log has the traceback."""
-    try:
-        yield
-    except errors as error:
-        if not active:
-            raise
-        log.debug("ended by", exc_info=True)
-        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from error
-
-
 def _resume_hint(trainer: Trainer, script: Path) -> str:
     checkpoint = _newest_checkpoint(trainer)
     if checkpoint is None:
         return "Interrupted before the first checkpoint: there is nothing to resume."
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    saved = [callback.path for callback in callbacks if isinstance(callback, SaveRunConfig)]
+    saved = [callback.path for callback in callbacks_of(trainer) if isinstance(callback, SaveRunConfig)]
     config = [f"--config={path}" for path in saved if path is not None]
     command = ["python", str(script), "fit", *config, f"--ckpt_path={checkpoint}"]
     return f"Interrupted. To resume: {shlex.join(command)}"
@@ -282,6 +263,15 @@ def _write_new(path: Path, text: str) -> Path:
             continue
         return candidate
     raise AssertionError("there is always a next number")
+
+
+def _differences(given: Any, taken: Any, name: str = "model") -> Iterator[str]:
+    """What a checkpoint's hyper-parameters change in a configuration."""
+    if isinstance(given, Namespace) and isinstance(taken, Namespace):
+        for key in vars(taken):
+            yield from _differences(given.get(key), taken.get(key), f"{name}.{key}")
+    elif given != taken:
+        yield f"{name}={taken!r}, not {given!r}"
 
 
 def _as_list(callbacks: Any) -> list[Any]:

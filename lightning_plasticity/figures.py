@@ -113,6 +113,20 @@ def plot_spread(
     axes.fill_between(x, lower, upper, color=drawn.get_color(), alpha=0.2, linewidth=0)
 
 
+def legend_below(axes: Axes, *, ncols: int = 3, **legend: Any) -> None:
+    """Puts a panel's legend under the whole figure, where it hides nothing.
+
+    Args:
+        axes: The panel whose labelled lines are named; other panels may share them.
+        ncols: Columns at most.
+        **legend: Passed to :meth:`matplotlib.figure.Figure.legend`, such as `title`.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    axes.get_figure(root=True).legend(  # type: ignore[union-attr]
+        handles, labels, loc="outside lower center", ncols=max(1, min(ncols, len(labels))), **legend
+    )
+
+
 def colors(names: Iterable[str]) -> dict[str, str]:
     """Gives each name a colour of the palette, in order, so that panels can share them.
 

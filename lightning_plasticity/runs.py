@@ -134,7 +134,7 @@ def wandb_mode() -> str:
 
 def _wandb_logger(folder: Path, recipe: str, mode: str, artifacts: bool) -> WandbLogger:
     swept = "WANDB_SWEEP_ID" in os.environ  # then the agent names the run
-    return WandbLogger(
+    logger = WandbLogger(
         name=None if swept else f"{recipe}/{folder.name}",
         project=os.environ.get("WANDB_PROJECT", "lightning-plasticity"),
         save_dir=os.environ.get("WANDB_DIR", folder),
@@ -142,6 +142,22 @@ def _wandb_logger(folder: Path, recipe: str, mode: str, artifacts: bool) -> Wand
         mode=mode,
         log_model=artifacts,
     )
+    getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # Lightning's default, which wandb warns of
+    return logger
+
+
+def hush_others() -> None:
+    """Leave out what the libraries below say of each other in every run, and nobody here can mend."""
+    # Lightning 2.6 with torch >= 2.14: its own use of torch's pytree
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+    # a run that goes on has a folder of its own here
+    warnings.filterwarnings("ignore", "The dirpath has changed from", UserWarning)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in str(record.msg)
 
 
 def _wandb_installed() -> bool:

@@ -4,6 +4,7 @@ python recipes/entropy_controller.py compare --seeds=5 --kind=classes
 """
 
 import csv
+from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,7 +13,8 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lightning_plasticity.callbacks import EntropyController
 from lightning_plasticity.data import DriftData
-from lightning_plasticity.figures import new_figure, save_figure
+from lightning_plasticity.figures import legend_below, new_figure, save_figure
+from lightning_plasticity.mistakes import require_at_least
 from lightning_plasticity.models import ImageClassifier
 from lightning_plasticity.runs import quiet
 
@@ -38,6 +40,7 @@ class StreamAccuracy(Callback):
     """
 
     def __init__(self, every: int = 25):
+        require_at_least(1, every=every)
         self.every, self.rows = every, []  # step, condition that rules, accuracy on it and on the other
 
     @torch.no_grad()
@@ -87,6 +90,7 @@ def compare(
         steps_per_phase: Batches of a phase.
         output: Folder for <kind>.csv, <kind>.md and <kind>.png.
     """
+    require_at_least(1, seeds=seeds, phases=phases, steps_per_phase=steps_per_phase)
     folder, runs, curves = Path(output), [], {}
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(first_seed, first_seed + seeds):
@@ -137,17 +141,20 @@ def table(runs) -> str:
 
 def stream_figure(curves, data):
     """Accuracy on both conditions along the stream: mean over seeds, one line per method."""
-    figure = new_figure(2, 1, xlabel="optimizer step", ylabel="accuracy (%)", sharex=True, sharey=True)
+    title = "Accuracy along the drifting stream"
+    labels = {"xlabel": "optimizer step", "ylabel": "accuracy (%)"}
+    figure = new_figure(2, 1, title=title, height=8.4, sharex=True, sharey=True, **labels)
     for condition, axes in enumerate(figure.axes):
-        for method, seeds in curves.items():
+        looks = zip(cycle("os^DvPX*"), cycle(("-", "--", ":", "-.")), strict=False)
+        for (method, seeds), (marker, dashes) in zip(curves.items(), looks, strict=False):
             points = zip(*seeds, strict=True)
             means = [(p[0][0], 100 * mean(r[2 + (r[1] != condition)] for r in p)) for p in points]
-            axes.plot(*zip(*means, strict=True), label=method)
+            axes.plot(*zip(*means, strict=True), label=method, marker=marker, linestyle=dashes)
         for phase in range(data.phases):
             if phase % 2 == condition:
                 start = phase * data.steps_per_phase
                 axes.axvspan(start, start + data.steps_per_phase, color="0.93", zorder=0)
         classes, contrast = data.conditions[condition]
         axes.set_title(f"test digits {classes[0]} to {classes[-1]}, contrast {contrast:g} (grey: they rule)")
-    figure.axes[0].legend(fontsize="small", ncols=2)
+    legend_below(figure.axes[0])
     return figure

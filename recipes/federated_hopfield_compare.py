@@ -16,6 +16,7 @@ from lightning_plasticity.data import ArchetypeStream
 from lightning_plasticity.data.federation import Clients, Exposure
 from lightning_plasticity.hopfield import FederatedHopfield, FederationConfig
 from lightning_plasticity.metrics.archetype_overlap import forgetting, latency, magnetisation
+from lightning_plasticity.mistakes import require_at_least
 from lightning_plasticity.runs import quiet
 
 RULES: list[str | float] = ["spectral_entropy", "entropy", "agreement", 0.2, 0.5, 1.0]
@@ -38,6 +39,7 @@ def compare(
         settings: YAML with further `data` and `trainer.max_epochs`, as for `fit --config`.
         output: Folder for results.csv.
     """
+    require_at_least(1, seeds=seeds)
     rounds, data = _data(settings)
     rows = []
     for rule in rules:

@@ -24,6 +24,7 @@ from lightning_plasticity.hippocampus.baselines import Autoencoder, hand_set_rin
 from lightning_plasticity.hippocampus.latents import wake_and_sleep
 from lightning_plasticity.metrics.latent_statistics import AutocorrelationError
 from lightning_plasticity.metrics.ring_score import ring_score
+from lightning_plasticity.mistakes import require_at_least
 from lightning_plasticity.runs import quiet
 
 
@@ -95,6 +96,7 @@ def compare(
         tests: walks of every model.
         output: folder for CSV files and figures.
     """
+    require_at_least(1, seeds=seeds, tests=tests)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     for group, rows in GROUPS.items():
@@ -125,9 +127,9 @@ def compare_tracks(group, rows, seeds, first_seed, seconds, tests, folder):
         write(table, folder / f"{group}.csv")
     print("\n" + report.dark_table(errors, model.settings.dt) + "\n", flush=True)
     curves = {name: error.mean(1) for name, error in errors.items() if "noise" not in name}
-    save_figure(
-        figures.darkness_figure(curves, model.settings.dt, f"In the dark: {group}"), folder / f"{group}.png"
-    )
+    dt, length = model.settings.dt, model.settings.circumference
+    drawn = figures.darkness_figure(curves, dt, length, f"In the dark: {group}")
+    save_figure(drawn, folder / f"{group}.png")
     if bumps:
         save_figure(figures.bump_speed_figure(SPEEDS, bumps), folder / "bump_speed.png")
 
@@ -197,7 +199,9 @@ def compare_latents(seeds, first_seed, folder, minutes=30, repeats=10):
         nets = [Autoencoder(variational=variational, seed=seed) for variational in (False, True)]
         scores = [net.fit(train[:, index], seed=seed).r2(test[:, index]) for net in nets]
         table.append({
-            "seed": seed, "r2_prediction": f"{minute.r2_prediction[index]:.4f}",
+            "seed": seed, "prediction_error_hpc": f"{model.error[index, 0]:.4f}",
+            "prediction_error_mec": f"{model.error[index, 1]:.4f}",
+            "r2_prediction": f"{minute.r2_prediction[index]:.4f}",
             "r2_features": f"{minute.r2_features[index]:.4f}",
             "autocorrelation": f"{minute.autocorrelation_correlation[index]:.4f}",
             "autocorrelation_mean": f"{asleep[:, index].mean():.4f}",

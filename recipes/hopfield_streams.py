@@ -13,7 +13,9 @@ from pathlib import Path
 from statistics import mean, median
 
 from hopfield_streams_scenarios import DENSE, METHODS, SCENARIOS, run
-from jsonargparse import auto_cli
+
+from lightning_plasticity.cli import run_function
+from lightning_plasticity.mistakes import require_at_least
 
 COLUMNS = "stream, method, K found (true), worst m / mean m, forgetting, latency, spurious, attacker w, seeds"
 
@@ -34,6 +36,9 @@ def streams(
         first_seed: Where seeds begin.
         output: Folder for results.csv and table.md.
     """
+    require_at_least(1, seeds=seeds)
+    if unknown := sorted(set(only or ()) - set(SCENARIOS)):
+        raise ValueError(f"only={unknown}: the streams are {', '.join(SCENARIOS)}")
     runs, folder = [], Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     for name in only or SCENARIOS:
@@ -72,4 +77,4 @@ def table(runs) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(streams, default_config_files=[str(Path(__file__).with_suffix(".yaml"))])
+    run_function(streams, __file__)

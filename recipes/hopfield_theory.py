@@ -9,10 +9,11 @@ Writes theory.csv and theory.png, and prints the largest relative errors.
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 
+from lightning_plasticity.cli import run_function
 from lightning_plasticity.figures import OKABE_ITO, new_figure, save_figure
 from lightning_plasticity.hopfield import detectability
+from lightning_plasticity.mistakes import require_at_least
 
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)
 
@@ -26,6 +27,8 @@ def theory(
     output: str = "runs/hopfield_theory",
 ) -> None:
     """Compares predictions with spectra of dense operators."""
+    require_at_least(1, batches=batches)
+    require_at_least(2, neurons=neurons)
     rows, generator = [], torch.Generator().manual_seed(seed)
     for size in examples or (100, 400, 1600):
         for share in SHARES:
@@ -39,12 +42,12 @@ def theory(
                 "overlap": mean[1], "overlap_sd": spread[1], "overlap_theory": said.overlap,
             })  # fmt: skip
     save_figure(figure(rows, f"N = {neurons}, r = {quality:g}"), Path(output) / "theory.png")
-    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
-    (Path(output) / "theory.csv").write_text("\n".join(lines) + "\n")
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows), ""]
+    (Path(output) / "theory.csv").write_text("\n".join(lines))
     for name in ("eigenvalue", "overlap"):
         error = [100 * abs(r[name] / r[name + "_theory"] - 1) for r in rows if r["overlap_theory"] > 0.5]
-        print(f"{name} where theory says an overlap above .5 ({len(error)} settings): "
-              f"{sum(error) / len(error):.1f} % off on average, {max(error):.1f} % at most")  # fmt: skip
+        off = f"{sum(error) / len(error):.1f} % off on average, {max(error):.1f} % at most" if error else ""
+        print(f"{name} where theory says an overlap above .5 ({len(error)} settings): {off}")
 
 
 def simulate(neurons, quality, size, share, generator) -> tuple[float, float]:
@@ -63,12 +66,9 @@ def figure(rows, title):
     for size, color in zip(dict.fromkeys(r["examples"] for r in rows), OKABE_ITO, strict=False):
         mine = [r for r in rows if r["examples"] == size]
         for axes, name in zip(fig.axes, ("eigenvalue", "overlap"), strict=True):
-            x = [r["share"] for r in mine]
-            axes.plot(
-                x, [r[name + "_theory"] for r in mine], "-", color=color, marker="", label=f"M = {size}"
-            )
-            found, spread = [r[name] for r in mine], [r[name + "_sd"] for r in mine]
-            axes.errorbar(x, found, spread, fmt="o", color=color)
+            x, label = [r["share"] for r in mine], f"M = {size}"
+            axes.plot(x, [r[name + "_theory"] for r in mine], "-", color=color, marker="", label=label)
+            axes.errorbar(x, [r[name] for r in mine], [r[name + "_sd"] for r in mine], fmt="o", color=color)
     for axes, label in zip(fig.axes, ("second eigenvalue of J", "squared overlap"), strict=True):
         axes.set(xscale="log", ylabel=label)
     fig.axes[0].set_yscale("log")
@@ -77,4 +77,4 @@ def figure(rows, title):
 
 
 if __name__ == "__main__":
-    auto_cli(theory, default_config_files=[str(Path(__file__).with_suffix(".yaml"))])
+    run_function(theory, __file__)

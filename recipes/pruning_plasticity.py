@@ -5,8 +5,7 @@
 
 A run is branched at the end of chosen epochs; each branch cuts a share of the active connections and trains
 on at the learning rate of that moment. `fit` measures one run with two callbacks, without and with
-regeneration; `grid` does it for nets pre-trained at several sparsities. Half of the connections can go at any
-time; a cut of 98 % heals less after each drop of the learning rate, and regeneration gives most of that back.
+regeneration; `grid` does it for nets pre-trained at several sparsities.
 """
 
 from pathlib import Path
@@ -17,6 +16,7 @@ from lightning_plasticity.callbacks import PruningPlasticity, StaticSparsity
 from lightning_plasticity.cli import PlasticityCLI
 from lightning_plasticity.data import ImageData
 from lightning_plasticity.figures import save_figure
+from lightning_plasticity.mistakes import require_at_least
 from lightning_plasticity.models import ImageClassifier
 from lightning_plasticity.sparsity.figures import plasticity_grid, write_records
 
@@ -55,21 +55,21 @@ def grid(
         lr: Full learning rate; it drops by 10 at half and three quarters of the run.
         output: Folder for records.csv and pruning_plasticity.png.
     """
+    require_at_least(1, seeds=seeds, epochs=epochs)
     records: list[dict] = []
     for seed in range(seeds):
         for sparsity in pretrained:
             seed_everything(seed, verbose=False)
             cut = {"rates": rates, "every_n_epochs": every_n_epochs, "continue_epochs": continue_epochs}
             cut |= {"granularity": granularity, "scope": scope}
-            probes = [PruningPlasticity(regrow=regrow, **cut) for regrow in (False, True)]
+            probes = [PruningPlasticity(regrow=way, **cut) for way in (False, True)]
             masks = StaticSparsity(sparsity, granularity=granularity, seed=seed)
             data = ImageData(dataset, data_dir, download=download, seed=seed)
-            net = ImageClassifier(model, data.num_classes, data.shape[0], lr=lr)
             Trainer(
                 max_epochs=epochs, callbacks=[masks, *probes], logger=False, enable_checkpointing=False
-            ).fit(net, data)
-            for probe in probes:
-                records += [{"seed": seed, "pretrained": sparsity, **record} for record in probe.records]
+            ).fit(ImageClassifier(model, data.num_classes, data.shape[0], lr=lr), data)
+            found = [record for probe in probes for record in probe.records]
+            records += [{"seed": seed, "pretrained": sparsity, **record} for record in found]
             write_records(records, Path(output, "records.csv"))
     save_figure(plasticity_grid(records), Path(output, "pruning_plasticity.png"))
     print(f"Written to {output}: records.csv, pruning_plasticity.png")

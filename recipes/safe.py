@@ -14,6 +14,7 @@ and aggregate, and with three figures. The data are 5,000 images of MNIST that t
 32 pixels: not the official MNIST test set.
 """
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safe_ablation import ablation
 
 from lightning_plasticity.cli import PlasticityCLI
@@ -29,7 +30,7 @@ class Recipe(PlasticityCLI):
         super().add_arguments_to_parser(parser)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.image_size", "model.image_size")
-        parser.add_argument("--joint", type=float, help="accuracy of all classes at once, drawn as a bound")
+        parser.add_argument("--joint", type=float, help="share right of all classes at once, a bound")
 
     def instantiate_trainer(self, **kwargs):
         """One fit takes all sessions, unless told otherwise."""
@@ -40,7 +41,10 @@ class Recipe(PlasticityCLI):
 
     def before_fit(self):
         """Tell the figure of the upper bound, if asked."""
-        self.model.joint_accuracy = self._get(self.config, "joint")
+        joint = self._get(self.config, "joint")
+        if joint is not None and not 0 < joint <= 1:
+            raise MisconfigurationException(f"joint={joint} must be a share, above 0 and at most 1")
+        self.model.joint_accuracy = joint
 
     def after_fit(self):
         """Show what was learned and what was forgotten."""

@@ -18,6 +18,7 @@ from lightning_plasticity.continual.shadows import ShadowedSAFE
 from lightning_plasticity.data import ClassIncrementalData
 from lightning_plasticity.data.preparation import Preparation
 from lightning_plasticity.figures import save_figure
+from lightning_plasticity.mistakes import require_at_least
 from lightning_plasticity.runs import quiet
 
 COLUMNS = ("final_micro", "average_incremental", "forgetting", "old", "new")
@@ -60,6 +61,9 @@ def ablation(
         evaluate: test, or val to choose settings.
         output: Folder for results.csv, table.md and ablation.png.
     """
+    require_at_least(1, orders=orders)
+    if unknown := sorted(set(runs) - set(RUNS)):
+        raise ValueError(f"runs={unknown}: there are {', '.join(RUNS)}")
     rows = []
     for order in range(first_order, first_order + orders):
         with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +150,7 @@ def figure(rows):
     finals = {name: [100 * row["final_micro"] for row in mine] for name, mine in present.items()}
     curves = {
         name: [[float(value) for value in row["curve"].split()] for row in present[name]]
-        for name in DRAWN
-        if name in present
+        for name in [name for name in DRAWN if name in present]
+        or [name for name in present if name != "joint"]
     }
     return comparison_figure(curves, finals, mean(finals["joint"]) if "joint" in finals else None)

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning_plasticity.callbacks import SET, GradualPruning, GraNet, RigL, StaticSparsity
 from lightning_plasticity.data import ImageData
 from lightning_plasticity.figures import save_figure
+from lightning_plasticity.mistakes import require_at_least
 from lightning_plasticity.models import ImageClassifier
 from lightning_plasticity.runs import quiet
 from lightning_plasticity.sparsity.figures import methods_compared
@@ -56,6 +57,7 @@ def compare(
         first_seed: Where seeds begin, to share the work among processes.
         output: Folder for results.csv, table.md and compare.png.
     """
+    require_at_least(1, seeds=seeds, epochs=epochs, update_every=update_every)
     data = partial(ImageData, dataset, data_dir, download=download)
     runs = []
     for seed in range(first_seed, first_seed + seeds):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lightning_plasticity.data import ImageData
+from lightning_plasticity.mistakes import check_checkpoint
 from lightning_plasticity.models import ImageClassifier
 from lightning_plasticity.sparsity import export_model, masks_in_checkpoint
 
@@ -33,6 +34,7 @@ def export(
         raise FileNotFoundError(
             f"ckpt_path={ckpt_path} is no file; a run's last one is <run>/checkpoints/last.ckpt"
         )
+    check_checkpoint(ckpt_path)
     masks = masks_in_checkpoint(ckpt_path)
     module = ImageClassifier.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
     masks = {name.removeprefix("model."): mask for name, mask in masks.items()}

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, CompletedProcess, Popen
 
-from jsonargparse import auto_cli
 from tour_page import HEAD, section
+
+from lightning_plasticity.cli import run_function
 
 RECIPES = Path(__file__).resolve().parent
 
@@ -65,4 +66,4 @@ def run(stop, output):
 
 
 if __name__ == "__main__":
-    auto_cli(tour, default_config_files=[str(Path(__file__).with_suffix(".yaml"))])
+    run_function(tour, __file__)

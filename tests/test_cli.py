@@ -2,10 +2,12 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,11 +19,13 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_plasticity import runs
 from lightning_plasticity.callbacks.figures import FigureLogger
-from lightning_plasticity.cli import PlasticityCLI
-from lightning_plasticity.runs import reserve_folder, run_folder, run_loggers, wandb_mode
+from lightning_plasticity.cli import PlasticityCLI, run_function
+from lightning_plasticity.mistakes import require_at_least
+from lightning_plasticity.runs import hush_others, reserve_folder, run_folder, run_loggers, wandb_mode
 
 QUICK = {
     "max_epochs": 1,
@@ -127,8 +131,9 @@ def test_default_root_dir_moves_the_runs(recipe, tmp_path):
 
 
 def test_fast_dev_run_leaves_no_trace(recipe, capsys):
+    before = set(Path().rglob("*"))
     run(recipe, "fit", "--trainer.fast_dev_run=true", "--wandb=true")
-    assert not Path("runs").exists()
+    assert set(Path().rglob("*")) == before
     assert "This run's files" not in capsys.readouterr().out
 
 
@@ -231,7 +236,9 @@ def test_wrong_arguments_of_a_command_end_in_one_line(recipe, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(recipe, "compare", "--seeds=many", commands={"compare": compare})
     assert stopped.value.code == 2
-    assert "seeds" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ": error: seeds: expected int, given 'many'; for all options: python " in line
+    assert line.endswith(" compare --help")
 
 
 def test_wrong_settings_of_the_recipe_itself_raise(recipe):
@@ -260,16 +267,160 @@ def test_a_users_mistake_on_the_command_line_ends_in_one_line(recipe, monkeypatc
     assert "\n" not in stopped.value.code
 
 
+class FailsInFit(Net):
+    """Raises in `training_step`, as a user's own model may."""
+
+    def training_step(self, batch, batch_idx):
+        raise ValueError("my own mistake")
+
+
+def from_shell(monkeypatch, recipe, *arguments, model=Net):
+    """What the command line ends with."""
+    monkeypatch.setattr(sys, "argv", [str(recipe), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        PlasticityCLI(model, BoringDataModule, script=recipe)
+    return stopped.value.code
+
+
+@pytest.mark.parametrize("kind", ["text", "folder", "archive"])
+def test_what_is_no_checkpoint_of_this_model_is_said_to_be_none(recipe, monkeypatch, tmp_path, kind):
+    path = tmp_path / kind
+    if kind == "text":
+        path.write_text("no checkpoint")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        torch.save({"hyper_parameters": {"width": 3}, "state_dict": {}}, path)
+    line = from_shell(monkeypatch, recipe, "fit", f"--ckpt_path={path}")
+    reason = (
+        "of this recipe's model: " if kind == "archive" else "checkpoint: a run's last one is <run>/checkp"
+    )
+    assert line.startswith(f"toy.py: error: ckpt_path={path} is no")
+    assert reason in line
+    assert "\n" not in line
+
+
+def test_a_checkpoints_settings_win_and_are_told(recipe, capsys):
+    run(recipe, "fit", "--model.lr=0.25")
+    last = "runs/toy/version_0/checkpoints/last.ckpt"
+    capsys.readouterr()
+    cli = run(recipe, "fit", "--model.lr=0.5", f"--ckpt_path={last}", "--trainer.max_epochs=2")
+    assert "As in the checkpoint: model.lr=0.25, not 0.5\n" in capsys.readouterr().out
+    assert cli.model.hparams.lr == 0.25
+    run(recipe, "fit", "--model.lr=0.25", f"--ckpt_path={last}", "--trainer.max_epochs=3")
+    assert "As in the checkpoint" not in capsys.readouterr().out
+
+
+def test_a_wrong_seed_and_two_callbacks_of_one_kind(recipe, monkeypatch):
+    assert "-1 is not in bounds" in from_shell(monkeypatch, recipe, "fit", "--seed_everything=-1")
+    twice = ["--trainer.callbacks+=GraNet"] * 2
+    assert "more than one stateful callback of type `GraNet`" in from_shell(
+        monkeypatch, recipe, "fit", *twice
+    )
+
+
+def test_a_full_disk_ends_in_one_line(recipe, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "last.ckpt")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
+    assert (
+        from_shell(monkeypatch, recipe, "fit")
+        == "toy.py: error: [Errno 28] No space left on device: 'last.ckpt'"
+    )
+
+
+def test_only_this_packages_own_words_hide_where_an_error_came_from(recipe, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(recipe), "fit"])
+    with pytest.raises(ValueError, match="my own mistake"):
+        PlasticityCLI(FailsInFit, BoringDataModule, script=recipe)
+
+    def refuse(*_, **__):
+        require_at_least(3, devices=2)
+
+    monkeypatch.setattr(Net, "on_fit_start", refuse)
+    assert from_shell(monkeypatch, recipe, "fit") == "toy.py: error: devices=2 must be 3 or more"
+
+
+def test_pythons_development_mode_shows_everything(tmp_path):
+    code = "from lightning_plasticity.mistakes import *\nwith one_line_errors(OSError): open('nowhere')"
+    command = [sys.executable, "-X", "dev", "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stderr.startswith("Traceback")
+
+
 def test_the_same_mistake_from_python_raises_itself(recipe):
     with pytest.raises(ValueError, match="fail=True is not possible"):
         run(recipe, "fit", "--model.fail=true")
 
 
 def test_a_missing_extra_names_the_command_that_installs_it(recipe, monkeypatch):
-    monkeypatch.setattr("lightning_plasticity.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_plasticity.parsing.find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", [str(recipe), "fit"])
     with pytest.raises(SystemExit, match=r"toy.py: error: .*pip install 'lightning-plasticity\[recipes\]'"):
         PlasticityCLI(Net, BoringDataModule, script=recipe)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ft"], "invalid choice: 'ft' (choose from "),
+        (["fit", "--model.rate=3"], "unrecognized arguments: --model.rate=3;"),
+        (["fit", "--trainer.maxepochs=3"], "similar: --trainer.max_epochs"),
+        (["fit", "--model.lr=fast"], "model.lr: expected float, given 'fast'"),
+        (["fit", "--trainer.callbacks+=GraNett"], "expected a class by name or import path, given 'GraNett'"),
+        (
+            ["fit", "--trainer.callbacks=GraNet", "--trainer.callbacks.sparsity=high"],
+            "expected float or Mapping",
+        ),
+        (["fit", "--config=nowhere.yaml"], "config: File does not exist"),
+        (["fit", "--config=torn.yaml"], "did not find expected ',' or '}'"),
+    ],
+)
+def test_an_option_that_is_wrong_ends_in_one_line(recipe, monkeypatch, capsys, tmp_path, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    Path("torn.yaml").write_text("model: {lr: 3")
+    monkeypatch.setattr(sys, "argv", [str(recipe), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        PlasticityCLI(Net, BoringDataModule, script=recipe)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    command = f" {arguments[0]}" if arguments[0] == "fit" else ""
+    assert line.endswith(f"; for all options: python {recipe}{command} --help")
+
+
+def test_a_recipe_that_is_one_function(monkeypatch, capsys, tmp_path):
+    def double(size: int, refuse: bool = False) -> int:
+        """Double a size."""
+        if refuse:
+            raise ValueError(f"refuse={refuse} is\nnot for {size}")
+        return 2 * size
+
+    script = tmp_path / "double.py"
+    script.with_suffix(".yaml").write_text("size: 4")
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert run_function(double, script) == 8
+    monkeypatch.setattr(sys, "argv", [str(script), "--refuse=true"])
+    with pytest.raises(SystemExit, match=r"^double\.py: error: refuse=True is not for 4$"):
+        run_function(double, script)
+    monkeypatch.setattr(sys, "argv", [str(script), "--sizes=3"])
+    with pytest.raises(SystemExit):
+        run_function(double, script)
+    said = "double.py: error: unrecognized arguments: --sizes=3; similar: --size; for all options: python"
+    assert capsys.readouterr().err == f"{said} {script} --help\n"
+
+
+def test_what_nobody_here_can_mend_is_left_out(caplog):
+    hush_others()
+    hush_others()
+    warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated, use another", FutureWarning, stacklevel=1)
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        rank_zero_info("💡 Tip: For seamless cloud logging and experiment tracking, try something")
+        rank_zero_info("Tip: everything else is told")
+    assert [record.getMessage() for record in caplog.records] == ["Tip: everything else is told"]
+    with pytest.raises(FutureWarning):
+        warnings.warn("anything else is deprecated", FutureWarning, stacklevel=1)
 
 
 def test_runs_that_start_together_get_a_folder_each(tmp_path):

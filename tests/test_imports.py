@@ -11,7 +11,7 @@ import lightning_plasticity
 
 PACKAGE = Path(lightning_plasticity.__file__).parent
 
-LEAVES = {"data", "entropy", "figures", "lazy", "metrics", "models", "runs"}
+LEAVES = {"data", "entropy", "figures", "lazy", "metrics", "models", "runs", "strategies"}
 SYSTEMS = {"continual", "hippocampus", "hopfield", "intrinsic", "sparsity"}
 ALLOWED = {  # part -> the other parts that it may import
     "lazy": set(),
@@ -20,10 +20,13 @@ ALLOWED = {  # part -> the other parts that it may import
     "metrics": {"lazy"},
     "data": {"lazy"},
     "runs": set(),
+    "strategies": set(),
     "models": {"metrics"},
     **{system: LEAVES - {"runs"} for system in SYSTEMS},
-    "callbacks": {"sparsity", "hippocampus", "entropy", "figures", "metrics", "runs"},
-    "cli": {"callbacks", "figures", "runs"},
+    "callbacks": {"sparsity", "hippocampus", "entropy", "figures", "metrics", "runs", "strategies"},
+    "mistakes": set(),
+    "parsing": {"mistakes"},
+    "cli": {"callbacks", "figures", "mistakes", "parsing", "runs"},
 }
 OPTIONAL = {
     "flwr",

@@ -2,13 +2,14 @@
 
 import copy
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.optim import Optimizer
 
 from lightning_plasticity.callbacks.sparse_training import SparseTraining
@@ -119,13 +120,35 @@ def undisturbed(trainer: Trainer) -> Iterator[None]:
     log = logging.getLogger(type(trainer).__module__.split(".trainer")[0])
     level = log.level
     log.setLevel(logging.ERROR)
+    global_state = random_state()
     try:
-        with isolate_rng():
-            yield
-    finally:
+        yield
+    finally:  # also after an interrupt: the run's checkpoint is saved behind it
+        set_random_state(global_state)
         log.setLevel(level)
         for generator, state in generators.values():
             generator.set_state(state)
+
+
+def random_state() -> dict[str, Any]:
+    """The global random states of torch, CUDA, NumPy and Python, in plain types for a checkpoint."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put a :func:`random_state` back; CUDA's where there are as many devices."""
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    random.setstate(state["python"])
 
 
 def _generators(trainer: Trainer) -> Iterator[torch.Generator]:

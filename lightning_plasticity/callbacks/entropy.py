@@ -19,6 +19,7 @@ from lightning_plasticity.callbacks.plasticity_signals import (
 )
 from lightning_plasticity.callbacks.sparse_training import SparseTraining
 from lightning_plasticity.callbacks.support import callbacks_of
+from lightning_plasticity.strategies import check_unsharded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -200,15 +201,16 @@ class EntropyController(Callback):
 
     def figures(self) -> Mapping[str, Figure]:
         """Entropy and plasticity over the run, for FigureLogger."""
-        from lightning_plasticity.figures import new_figure
+        from lightning_plasticity.figures import legend_below, new_figure
 
-        figure = new_figure(xlabel="optimizer step", ylabel="entropy, plasticity")
+        title = "How new the signal is, and the plasticity that follows"
+        figure = new_figure(title=title, xlabel="optimizer step", ylabel="entropy, plasticity")
         axes = figure.axes[0]
         steps, entropies, ws = zip(*self.curve, strict=True) if self.curve else ((), (), ())
         axes.plot(steps, entropies, label="entropy of the signal", linewidth=0.8)
         axes.plot(steps, ws, label="plasticity w")
         axes.set_ylim(0, max(1.05, 1.05 * self.ceiling))
-        axes.legend()
+        legend_below(axes)
         return {"plasticity": figure}
 
     # ------------------------------------------------------------------------------------------- state
@@ -235,13 +237,7 @@ class EntropyController(Callback):
     # ------------------------------------------------------------------------------------------- within
 
     def _check_run(self, trainer: Trainer) -> None:
-        strategy = type(trainer.strategy).__name__
-        tested = ("SingleDeviceStrategy", "DDPStrategy")
-        if strategy not in tested:
-            raise MisconfigurationException(
-                f"EntropyController does not work with strategy={strategy}: gradients, weights or steps are "
-                "not whole there at the moment they are read. Tested: single device and ddp."
-            )
+        check_unsharded(trainer, "gradients, weights or steps are not whole at the moment they are read")
         if isinstance(self.effect, Consolidation) and any(
             isinstance(callback, SparseTraining) for callback in callbacks_of(trainer)
         ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -83,7 +84,8 @@ class FigureLogger(Callback):
         self._write_tables(trainer, pl_module)
         paths = self._write(trainer, pl_module)
         if paths:
-            print(f"{len(paths)} figures in {paths[0].parent}: {', '.join(path.name for path in paths)}")
+            count = f"{len(paths)} figure{'s' if len(paths) > 1 else ''}"
+            print(f"{count} in {paths[0].parent}: {', '.join(path.name for path in paths)}")
 
     @rank_zero_only
     def _write(self, trainer: Trainer, module: LightningModule) -> list[Path]:
@@ -134,8 +136,19 @@ def _send(logger: Logger, key: str, figure: Figure, path: Path, step: int) -> No
 
 
 def _figure_function(figure: str | FigureFunction) -> FigureFunction:
-    if callable(figure):
-        return figure
+    function = figure if callable(figure) else _imported(figure)
+    try:
+        signature(function).bind(None, None)
+    except TypeError as error:
+        raise MisconfigurationException(
+            f"figures: {figure!r} must take two arguments, a trainer and its module ({error})"
+        ) from error
+    except ValueError:  # of some functions in C nobody knows
+        pass
+    return function
+
+
+def _imported(figure: str) -> FigureFunction:
     module, _, name = figure.rpartition(".") if isinstance(figure, str) else ("", "", "")
     try:
         function = getattr(import_module(module), name)

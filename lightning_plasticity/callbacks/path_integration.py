@@ -54,7 +54,7 @@ class PathIntegrationTest(Callback):
         self.every_n_chunks, self.seconds, self.tests = every_n_chunks, seconds, tests
         self.noise, self.seed = noise, seed
         self.history: list[tuple[float, Tensor]] = []
-        self._dt = 0.025
+        self._dt, self._circumference = 0.025, 1.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a module that cannot be tested."""
@@ -72,7 +72,7 @@ class PathIntegrationTest(Callback):
         )
         from lightning_plasticity.metrics.ring_score import RingScore
 
-        self._dt = pl_module.settings.dt
+        self._dt, self._circumference = pl_module.settings.dt, pl_module.settings.circumference
         error = dark_tracking_error(pl_module, self.seconds, self.tests, self.seed, self.noise)
         error = error if error.ndim == 3 else error.unsqueeze(0)
         self.history.append((pl_module.simulated_minutes, error.mean(1).cpu()))
@@ -111,7 +111,7 @@ class PathIntegrationTest(Callback):
             return {}
         from lightning_plasticity.hippocampus.figures import dark_error_figure
 
-        return {"dark_error": dark_error_figure(self.history, self._dt)}
+        return {"dark_error": dark_error_figure(self.history, self._dt, self._circumference)}
 
 
 def check_on_track(module: Any, who: str) -> None:

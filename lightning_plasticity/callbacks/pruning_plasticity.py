@@ -11,6 +11,8 @@ from lightning_plasticity.callbacks.branches import (
     Branch,
     branch_trainer,
     copy_run,
+    random_state,
+    set_random_state,
     undisturbed,
     validation_data,
 )
@@ -36,6 +38,10 @@ class PruningPlasticity(Callback):
 
     A rate that drops with the last step of an epoch has dropped already when that epoch's branch is taken.
     In a run that trains sparse, what is active is cut, and coupled filters are cut together.
+
+    If the run is interrupted in a branch, the resumed run takes the branches that are missing before it
+    trains on (if that epoch was the last, when the fit ends). They are those of an uninterrupted run, unless
+    a dataloader shuffles by a generator of its own, whose state no checkpoint holds.
 
     Logged: ``pruning_plasticity/<rate>``, with ``_regrown`` behind it where connections are regenerated. All
     results are in :attr:`records` and in the checkpoint.
@@ -104,6 +110,9 @@ class PruningPlasticity(Callback):
         Branch(0.0, False, **self.cut)  # raises now what would raise at the first branch
         self.records: list[Record] = []
         self._learning_rate, self._drops = 0.0, list[int]()
+        self._ended = -1  # the last epoch whose branches are all taken, or that had none to take
+        self._taken: list[float] = []  # rates of those taken of the epoch after it
+        self._resumes, self._random = False, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that branches can be trained and scored here."""
@@ -129,7 +138,8 @@ class PruningPlasticity(Callback):
                     )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say which branches the run will not come to."""
+        """Take the branches that a stored run was about to; say which the run will not come to."""
+        self._catch_up(trainer, pl_module)
         length = epochs_of(trainer)
         if length is None or getattr(trainer, "fast_dev_run", False):
             return
@@ -159,8 +169,15 @@ class PruningPlasticity(Callback):
                 f"there are {sorted(trainer.callback_metrics)}"
             )
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the learning rate drops, for the figure."""
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the epochs in which the learning rate drops, for the figure.
+
+        Lightning leaves out the hook of an epoch's start if it resumes behind the last batch of another.
+        """
+        if batch_idx != 0:
+            return
         rate = learning_rate(trainer)
         if rate < self._learning_rate * 2 / 3:
             self._drops.append(trainer.current_epoch)
@@ -168,24 +185,66 @@ class PruningPlasticity(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Branch off, if it is time."""
-        epoch = trainer.current_epoch
-        chosen = epoch in self.epochs or (self.every_n_epochs and (epoch + 1) % self.every_n_epochs == 0)
-        if not chosen or trainer.sanity_checking:
-            return
-        for record in self._measure(trainer, pl_module):
-            self.records.append(record)
-            pl_module.log(
-                f"pruning_plasticity/{record['rate']:g}{'_regrown' if self.regrow else ''}",
-                record["plasticity"],
-            )
-            rank_zero_info(describe(record))
+        if trainer.current_epoch > self._ended:  # Lightning may come twice to the end of a resumed epoch
+            for record in self._take(trainer, pl_module, trainer.current_epoch):
+                pl_module.log(self._key(record), record["plasticity"])
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[Record]:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the branches of a stored run that was at its last epoch's end: it is not trained again."""
+        self._catch_up(trainer, pl_module)
+
+    def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """In a resumed run, whose weights are those of an epoch's end: take what is missing of that epoch.
+
+        Lightning doesn't call the hooks of that end again.
+        """
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        last, resumes, self._resumes = progress.processed - 1, self._resumes, False
+        if resumes and last > self._ended:
+            before = len(self.records) - len(self._taken)  # what was taken isn't logged yet either
+            for _ in self._take(trainer, pl_module, last, self._random):
+                pass
+            metrics = {self._key(record): record["plasticity"] for record in self.records[before:]}
+            for logger in trainer.loggers if metrics else ():
+                logger.log_metrics({**metrics, "epoch": last}, step=trainer.global_step - 1)
+                logger.save()
+        self._ended, self._taken, self._random = last, [], None
+
+    def _take(
+        self, trainer: Trainer, pl_module: LightningModule, epoch: int, random: dict[str, Any] | None = None
+    ) -> Iterator[Record]:
+        """Take the branches of an epoch that are not taken yet, if it is one of those to branch off at."""
+        if epoch in self.epochs or (self.every_n_epochs and (epoch + 1) % self.every_n_epochs == 0):
+            left = list(self.rates)
+            for rate in self._taken:
+                if rate in left:
+                    left.remove(rate)
+            for record in self._measure(trainer, pl_module, epoch, left, random):
+                self.records.append(record)
+                self._taken.append(record["rate"])
+                rank_zero_info(describe(record))
+                yield record
+        self._ended, self._taken = epoch, []
+
+    def _key(self, record: Record) -> str:
+        return f"pruning_plasticity/{record['rate']:g}{'_regrown' if self.regrow else ''}"
+
+    def _measure(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        epoch: int,
+        rates: Sequence[float],
+        random: dict[str, Any] | None,
+    ) -> Iterator[Record]:
         masks = {name: mask for c in sparse_callbacks(trainer) for name, mask in c.masks.items()}
         coupled = [group for c in sparse_callbacks(trainer) for group in c.filter_groups]
-        before, scored_on = None, validation_data(trainer)
-        for rate in self.rates:
+        scored_on = validation_data(trainer)
+        before = self.records[-1]["before"] if self._taken else None
+        for rate in rates:
             with undisturbed(trainer):
+                if random is not None:
+                    set_random_state(random)
                 module, optimizers = copy_run(pl_module, trainer.optimizers)
                 branch = Branch(rate, self.regrow, masks, coupled, **self.cut)
                 inner = branch_trainer(trainer, self.continue_epochs, branch)
@@ -195,7 +254,7 @@ class PruningPlasticity(Callback):
                 inner.fit(module, trainer.train_dataloader, scored_on)
                 after = float(inner.callback_metrics[self.monitor])
             yield {
-                "epoch": trainer.current_epoch,
+                "epoch": epoch,
                 "step": trainer.global_step,
                 "learning_rate": learning_rate(trainer),
                 "learning_rate_drops": list(self._drops),
@@ -228,17 +287,23 @@ class PruningPlasticity(Callback):
         return self._generate_state_key(regrow=self.regrow, **self.cut)
 
     def state_dict(self) -> dict[str, Any]:
-        """The records so far."""
+        """The records so far, and what a run that is resumed at an epoch's end needs to complete them."""
         return {
             "records": [dict(record) for record in self.records],
             "learning_rate": self._learning_rate,
             "drops": list(self._drops),
+            "ended": self._ended,
+            "taken": list(self._taken),
+            "random": self._random or random_state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the records of the stored run."""
         self.records = [dict(record) for record in state_dict["records"]]
         self._learning_rate, self._drops = state_dict["learning_rate"], list(state_dict["drops"])
+        self._resumes = "ended" in state_dict
+        self._ended, self._taken = state_dict.get("ended", -1), list(state_dict.get("taken", ()))
+        self._random = state_dict.get("random")
 
 
 def sparse_callbacks(trainer: Trainer) -> list[SparseTraining]:

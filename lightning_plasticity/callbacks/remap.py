@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_plasticity.callbacks.path_integration import check_on_track
+from lightning_plasticity.callbacks.support import log_now
 
 
 class Remap(Callback):
@@ -20,7 +21,7 @@ class Remap(Callback):
 
     The transfer is measured by the error a second into the dark: before, just after (the decoder fitted anew,
     awake, without learning) and at the end of training; logged as `hippocampus/transfer_before`,
-    `..._just_after` and, with the last chunk of an epoch, `..._after`.
+    `..._just_after` and, with the last chunk of an epoch or a run, `..._after`.
 
     Args:
         at_minutes: simulated minutes before the switch; it happens at the first chunk that begins then.
@@ -70,6 +71,7 @@ class Remap(Callback):
         self.tests, self.seed = tests, seed
         self.stage: Literal["before", "anchor", "after"] = "before"
         self.errors: dict[str, Tensor] = {}
+        self._measured_at = -1  # the step that `after` is of
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuses what could not be done when the time comes; takes what is not given from the preset."""
@@ -139,10 +141,19 @@ class Remap(Callback):
         """Measures the transfer after the last chunk, and logs."""
         if self.stage == "before":
             return
-        if trainer.is_last_batch:
-            self.errors["after"] = self._error(pl_module)
+        if trainer.is_last_batch or 0 < trainer.max_steps <= trainer.global_step:
+            self._measure_after(trainer, pl_module)
         for name, value in self.errors.items():
             pl_module.log(f"hippocampus/transfer_{name}", value.mean(), sync_dist=trainer.world_size > 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Measures it now where something else has ended the run, such as a time limit."""
+        if self.stage != "before" and self._measured_at != trainer.global_step:
+            self._measure_after(trainer, pl_module)
+            log_now(trainer, {"hippocampus/transfer_after": float(self.errors["after"].mean())})
+
+    def _measure_after(self, trainer: Trainer, module: Any) -> None:
+        self.errors["after"], self._measured_at = self._error(module), trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
         """Where the transfer is."""

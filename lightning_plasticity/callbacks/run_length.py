@@ -72,9 +72,11 @@ def scheduled_steps(trainer: Trainer, config: SparsityConfig, given: int | None,
 
 def few_updates(update_every: int, total: int) -> str | None:
     """Say when a run is too short for its updates to come gradually; None if it is not."""
-    if (updates := total // update_every) >= 10:
+    if (updates := max(1, total // update_every)) >= 10:  # the schedule's end is one
         return None
+    usual = max(1, total // 50)
+    way_out = f"update_every={usual}" if usual < update_every else "train longer"
     return (
-        f"update_every={update_every} makes {updates} mask updates in {total} optimizer steps; "
-        f"about 50 are usual: update_every={max(1, total // 50)}."
+        f"update_every={update_every} makes {updates} mask update{'s' if updates > 1 else ''} in {total} "
+        f"optimizer steps; about 50 are usual: {way_out}."
     )

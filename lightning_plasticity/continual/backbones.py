@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,8 +90,13 @@ def _check_name(timm: Any, name: str, weights: str) -> None:
     """Refuse names that timm doesn't know, or of which it has several weights."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = timm.list_models(f"*{architecture[:6]}*")[:8]
-        raise ValueError(f"backbone {name!r} is unknown to timm {timm.__version__}; similar: {near}")
+        near = timm.list_models(f"*{architecture[:6]}*")[:8] if architecture else []
+        near = near or get_close_matches(architecture, timm.list_models(), cutoff=0.5)
+        similar = f"similar: {', '.join(near)}; " if near else ""
+        raise ValueError(
+            f"backbone {name!r} is unknown to timm {timm.__version__}; {similar}timm.list_models() has all, "
+            f"{PACKAGED!r} needs no download"
+        )
     known = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in known:
         raise ValueError(f"backbone {name!r}: timm has no tag {tag!r} of {architecture}; it has {known}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_plasticity.continual.report import LEARNERS, Record
-from lightning_plasticity.figures import BLACK, BLUE, GREY, colors, new_figure, plot_spread
+from lightning_plasticity.figures import BLACK, BLUE, GREY, colors, legend_below, new_figure, plot_spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,20 +39,23 @@ def accuracy_figure(record: Record, joint: float | None = None) -> "Figure":
         record: of the run.
         joint: accuracy of learning all classes at once, drawn as a line.
     """
-    figure = new_figure(xlabel="session", ylabel="accuracy on all classes so far (%)")
+    figure = new_figure(
+        title="Accuracy after each session", xlabel="session", ylabel="accuracy on all classes so far (%)"
+    )
     axes, sessions = figure.axes[0], range(1, record.evaluated + 1)
     for learner, marker in zip(LEARNERS, "os^", strict=True):
         axes.plot(sessions, seen_accuracies(record, learner), marker=marker, label=learner)
     if joint is not None:
         axes.axhline(100 * joint, color=GREY, linestyle="--", label="all classes at once")
     axes.set_xticks(list(sessions))
-    axes.legend()
+    legend_below(axes, ncols=4)
     return figure
 
 
 def matrix_figure(matrix: Tensor) -> "Figure":
     """Accuracy on each session after each, as a heat map with its numbers; `matrix [t, T]`."""
-    figure = new_figure(xlabel="classes of session", ylabel="after session", height=5.0, width=6.4)
+    title = "What is kept of each session"
+    figure = new_figure(title=title, xlabel="classes of session", ylabel="after session", height=6.0)
     axes, percent = figure.axes[0], 100 * matrix
     image = axes.imshow(percent.numpy(), vmin=0, vmax=100, cmap="viridis")
     axes.grid(visible=False)
@@ -71,7 +74,11 @@ def _cells(matrix: Tensor) -> list[tuple[int, int]]:
 
 def weight_figure(weight: Tensor) -> "Figure":
     """Mean weight of the fast learner in the aggregate, on old and on new classes; `weight [t, T]`."""
-    figure = new_figure(xlabel="after session", ylabel="mean weight of the fast learner")
+    figure = new_figure(
+        title="How much the aggregate follows the fast learner",
+        xlabel="after session",
+        ylabel="mean weight of the fast learner",
+    )
     axes, rows = figure.axes[0], range(1, len(weight))
     old = [float(weight[row, :row].mean()) for row in rows]
     new = [float(weight[row, row]) for row in rows]
@@ -80,7 +87,7 @@ def weight_figure(weight: Tensor) -> "Figure":
     axes.plot(after, new, marker="s", label="classes of the current session")
     axes.axhline(0.5, color=GREY, linestyle="--", label="plain average")
     axes.set_xticks(after)
-    axes.legend()
+    legend_below(axes, ncols=4)
     return figure
 
 
@@ -98,7 +105,8 @@ def comparison_figure(
             their mean.
         joint: accuracy in percent of learning all classes at once, drawn as a line.
     """
-    figure = new_figure(rows=2, height=10.0, height_ratios=(4, max(2.0, 0.3 * len(finals))))
+    title = "Accuracy of each variant, over orders of the classes"
+    figure = new_figure(rows=2, title=title, height=10.0, height_ratios=(4, max(2.0, 0.3 * len(finals))))
     (upper, lower), colour = figure.axes, colors(curves)
     for name, values in curves.items():
         table = torch.tensor([list(row) for row in values], dtype=torch.float64)

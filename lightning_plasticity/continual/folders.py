@@ -32,6 +32,7 @@ def save(model: "SavedModule", folder: str | Path) -> None:
         "begun": model.begun,
         "ended": model.ended,
         "record": record,
+        "class_order": model.class_order,
     }
     torch.save(content, Path(folder) / FILE)
 
@@ -55,6 +56,7 @@ def load(cls: type[_Saved], backbone: str | nn.Module, folder: str | Path) -> _S
     own = model.state_dict()
     model.load_state_dict({name: own[name] for name in own if name.startswith(ADAPTERS)} | saved["state"])
     model.begun, model.ended = saved["begun"], saved["ended"]
+    model.class_order = saved["class_order"]
     model.record = None if saved["record"] is None else Record.of(saved["record"])
     return model
 

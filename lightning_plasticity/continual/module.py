@@ -1,5 +1,6 @@
 """`SAFE`: a LightningModule that learns in sessions without forgetting (Zhao et al., NeurIPS 2024)."""
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,6 +107,7 @@ class SAFE(SavedModule):
         width = feature_width(adapters)
         self.learners = SlowFast(adapters, width, num_classes, self.losses, self.prediction, seed)
         self.record: Record | None = None
+        self.class_order: list[int] | None = None
         self.plasticity_entropy = torch.tensor(1.0)
         self.joint_accuracy: float | None = None
         self._cache: tuple[int, FeatureCache] | None = None
@@ -165,11 +167,18 @@ class SAFE(SavedModule):
 
     def setup(self, stage: str) -> None:
         """Refuses a Trainer or data that do not fit."""
+        # all but the fast adapter stays in eval mode, which Lightning takes for a mistake
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         data = sessions.require_sessions(self.trainer)
         sessions.check_classes(data, self.num_classes)
         if stage == "fit":
             sessions.check_trainer(self.trainer, data)
             sessions.check_images(data, self.evaluate)
+        order = sessions.order_of(data)
+        if self.begun:
+            sessions.check_order(self.class_order, order)
+        else:
+            self.class_order = order
         if self.record is None:
             self.record = Record(len(data.session_classes))
 

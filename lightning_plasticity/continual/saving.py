@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from lightning_plasticity.continual import checkpoints, folders
+from lightning_plasticity.continual import checkpoints, folders, sessions
 from lightning_plasticity.continual.adapters import AdapterPair
 from lightning_plasticity.continual.learners import SlowFast
 from lightning_plasticity.continual.report import Record
@@ -19,10 +19,13 @@ class SavedModule(SessionModule):
     Attributes:
         learners: everything that is learned.
         record: accuracies so far; None before a fit.
+        class_order: the data set's label of each column of the logits; None before a fit, or if the data do
+            not tell.
     """
 
     learners: SlowFast
     record: Record | None
+    class_order: list[int] | None
 
     @property
     def adapters(self) -> AdapterPair:
@@ -45,6 +48,7 @@ class SavedModule(SessionModule):
             "begun": self.begun,
             "ended": self.ended,
             "record": None if self.record is None else self.record.state(),
+            "class_order": self.class_order,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -55,6 +59,8 @@ class SavedModule(SessionModule):
         checkpoints.check_adapter(saved["adapter"], self.adapters.method)
         frozen = checkpoints.frozen_keys(self.state_dict())
         checkpoints.check_keys(set(self.state_dict()), frozen, set(checkpoint["state_dict"]))
+        sessions.check_order(saved["class_order"], self.class_order)
+        self.class_order = saved["class_order"]
         self.begun, self.ended = saved["begun"], saved["ended"]
         self.record = None if saved["record"] is None else Record.of(saved["record"])
 
@@ -81,6 +87,8 @@ class SavedModule(SessionModule):
 
     def merged(self) -> nn.Module:
         """The slow learner for serving: images to logits `[B, C]`, no peft, frozen.
+
+        Column `c` is the data set's label `class_order[c]`.
 
         Raises:
             RuntimeError: before the end of the first session.

@@ -6,7 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+
+from lightning_plasticity.strategies import check_unsharded
 
 
 @runtime_checkable
@@ -46,17 +47,32 @@ def require_sessions(trainer: Trainer) -> Sessions:
     return data
 
 
+def order_of(data: Sessions) -> list[int] | None:
+    """The data set's label of each class, where the data tell."""
+    order = getattr(data, "class_order", None)
+    return None if order is None else [int(label) for label in order]
+
+
+def check_order(learned: Sequence[int] | None, given: Sequence[int] | None) -> None:
+    """Refuses data whose classes are numbered otherwise than those that were learned.
+
+    Raises:
+        MisconfigurationException: naming both orders.
+    """
+    if learned is not None and given is not None and list(learned) != list(given):
+        raise MisconfigurationException(
+            f"class_order={list(given)}: the model has learned the classes in the order {list(learned)};"
+            " give the data that one"
+        )
+
+
 def check_trainer(trainer: Trainer, data: Sessions) -> None:
     """Refuses a Trainer that would not come to all sessions, or that SAFE does not know.
 
     Raises:
         MisconfigurationException: naming the Trainer's argument and the value it needs.
     """
-    strategy, known = trainer.strategy, SingleDeviceStrategy | DDPStrategy
-    if isinstance(strategy, DeepSpeedStrategy) or not isinstance(strategy, known):  # the first inherits DDP's
-        raise MisconfigurationException(
-            f"strategy={type(strategy).__name__} is not supported: use one device or ddp"
-        )
+    check_unsharded(trainer)
     precision = str(trainer.precision)
     if precision not in ("32-true", "16-mixed", "bf16-mixed"):
         raise MisconfigurationException(

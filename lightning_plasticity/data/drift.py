@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_plasticity.data.resumable import ResumableLoader
 from lightning_plasticity.data.sources import IMAGE_SETS, Images, load_split
 from lightning_plasticity.data.splits import generator_for
 
@@ -98,9 +99,9 @@ class DriftData(LightningDataModule):
         self.shape = tuple(self._train[0][0].shape[1:])
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The whole stream, in order."""
+        """The whole stream, in order; a run that resumes inside it goes on with the next batch."""
         stream = _Stream(self._train, self.phases * self.steps_per_phase, self)
-        return DataLoader(stream, batch_size=None, shuffle=False)
+        return ResumableLoader(stream, batch_size=None, shuffle=False, trainer=self.trainer)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """None: nothing is chosen on this stream, and what is measured on the way takes :meth:`test_set`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_plasticity.data.loading import EpochSampler, ImageFiles, ImageTensors
+from lightning_plasticity.data.resumable import ResumableLoader
 from lightning_plasticity.data.sources import IMAGE_SETS, load_split, open_torchvision
 from lightning_plasticity.data.splits import stratified_split
 
@@ -28,7 +29,7 @@ class ImageData(LightningDataModule):
 
     The validation images are split off the training images, class by class; the test images never select a
     model. Order and augmentation of an epoch follow from ``seed`` and the epoch alone, so that a run resumed
-    at an epoch's end equals one that was never interrupted.
+    at an epoch's end or inside it equals one that was never interrupted.
 
     ==================  ==============================================  =====================================
     ``dataset``         images (training / test)                        standard augmentation
@@ -224,11 +225,12 @@ class ImageData(LightningDataModule):
             # a batch is one index into memory: more processes would only copy it about
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         collate: Callable[[Any], Any] = _batch_as_it_is if in_memory else default_collate
-        return DataLoader(
-            images,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "collate_fn": collate,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+        }
+        if sampler is None:
+            return DataLoader(images, **options)
+        return ResumableLoader(images, sampler=sampler, trainer=self.trainer, **options)

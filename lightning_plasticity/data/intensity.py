@@ -234,8 +234,10 @@ class IntensityData(LightningDataModule):
     def _loader(self, stimuli: _Stimuli, sampler: EpochSampler | None = None) -> Loader:
         # a batch is one index into memory: more processes would only copy it about
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        kind = DataLoader if sampler is None else ResumableLoader
-        return kind(stimuli, batch_size=self.batch_size, sampler=sampler, collate_fn=_batch_as_it_is)
+        options: dict[str, Any] = {"batch_size": self.batch_size, "collate_fn": _batch_as_it_is}
+        if sampler is None:
+            return DataLoader(stimuli, **options)
+        return ResumableLoader(stimuli, sampler=sampler, trainer=self.trainer, **options)
 
 
 def bumps(places: int = 4, side: int = 12, width: float = 1.5) -> Tensor:

@@ -1,7 +1,7 @@
 """Batches of images from memory or from folders, shuffled and augmented by seed and epoch alone.
 
 Whatever is random in an epoch follows from (seed, epoch, image), not from a global generator, the batch
-order, the worker or the process. So a run that is resumed at an epoch's end sees what it would have seen.
+order, the worker or the process. So a run that is resumed sees what it would have seen.
 """
 
 from collections.abc import Iterator, Sequence

@@ -317,15 +317,16 @@ class ClassIncrementalData(LightningDataModule):
         if self.num_workers == 0:
             # a batch of images in memory is one index: more processes would only copy it about
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        kind = ResumableLoader if isinstance(sampler, EpochSampler) else DataLoader
-        return kind(
-            images,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            collate_fn=_as_it_is,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "sampler": sampler,
+            "collate_fn": _as_it_is,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+        }
+        if not isinstance(sampler, EpochSampler):
+            return DataLoader(images, **options)
+        return ResumableLoader(images, trainer=self.trainer, **options)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from lightning_plasticity.figures import (
+    BLACK,
     BLUE,
     GREY,
     OKABE_ITO,
-    ORANGE,
-    VERMILLION,
     colors,
+    legend_below,
     new_figure,
     plot_spread,
 )
@@ -96,7 +96,7 @@ def rates_figure(module: "HippocampalFormation", seconds: float = 2.0) -> "Figur
     axes.set_yticks([0, 1], ["wake", "sleep"])
     axes.set_ylim(-0.2, 1.2)
     axes.set_xlim(*extent)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -149,42 +149,45 @@ def rate_maps_figure(module: "HippocampalFormation", index: int = 0, places: int
     return figure
 
 
-def dark_error_figure(history: Sequence[tuple[float, Tensor]], dt: float, most: int = 5) -> "Figure":
-    """Error by time in the dark, mean and spread over models, at some of the tests of a run.
+def dark_error_figure(
+    history: Sequence[tuple[float, Tensor]], dt: float, circumference: float, most: int = 5
+) -> "Figure":
+    """Error by time in the dark, mean and spread over models, at some of the tests of a run, the last too.
 
     Args:
         history: simulated minutes of each test, and errors `[M, T]` in metres.
         dt: seconds of a step.
-        most: tests drawn.
+        circumference: metres, of the track.
+        most: tests drawn at most.
     """
-    chosen = sorted(
-        {round(k * (len(history) - 1) / max(1, most - 1)) for k in range(min(most, len(history)))}
-    )
+    last = len(history) - 1
+    chosen = torch.linspace(last, 0, min(most, len(history))).round().int().flip(0).tolist()
     curves = {f"after {history[k][0]:g} min": history[k][1] for k in chosen}
-    return darkness_figure(curves, dt, "Path integration during training")
+    return darkness_figure(curves, dt, circumference, "Path integration during training")
 
 
-def darkness_figure(curves: Mapping[str, Tensor], dt: float, title: str) -> "Figure":
+def darkness_figure(curves: Mapping[str, Tensor], dt: float, circumference: float, title: str) -> "Figure":
     """Error by time in the dark: mean and standard deviation over models, beside chance.
 
     Args:
-        curves: name -> errors `[M, T]` in metres.
+        curves: name -> errors `[M, T]` in metres; a name's colour is that of `bump_speed_figure`.
         dt: seconds of a step.
+        circumference: metres, of the track; a guess is a quarter of it wrong on average.
         title: of the figure.
     """
     height = 4.6 + 0.25 * ((len(curves) + 2) // 2)
     figure = new_figure(
         title=title, xlabel="time in the dark (s)", ylabel="decoding error (m)", height=height
     )
-    axes, time = figure.axes[0], []
+    axes, chance, palette = figure.axes[0], circumference / 4, colors(curves)
     for number, (name, errors) in enumerate(curves.items()):
         time = ((torch.arange(errors.shape[1]) + 1) * dt).tolist()
         spread = errors.std(0) if len(errors) > 1 else torch.zeros(len(time))
-        style = {"marker": "", "linestyle": "-" if number < len(OKABE_ITO) else ":"}
+        style = {"marker": "", "linestyle": "-" if number < len(OKABE_ITO) else ":", "color": palette[name]}
         plot_spread(axes, time, errors.mean(0).tolist(), spread.tolist(), label=name, **style)
-    axes.axhline(0.25, color=GREY, linestyle="--", label="chance")
-    axes.set_ylim(0, 0.35)
-    figure.legend(loc="outside lower center", ncols=2)
+    axes.axhline(chance, color=GREY, linestyle="--", label="chance")
+    axes.set_ylim(0, max(1.4 * chance, axes.get_ylim()[1]))
+    legend_below(axes, ncols=2)
     return figure
 
 
@@ -215,7 +218,8 @@ def bump_speed_figure(speeds: Tensor, curves: Mapping[str, Tensor]) -> "Figure":
 
     Args:
         speeds: true ones `[V]`, m/s.
-        curves: name -> speeds of the decoded place `[M, V]`, m/s.
+        curves: name -> speeds of the decoded place `[M, V]`, m/s; a name's colour is that of
+            `darkness_figure`.
     """
     figure = new_figure(
         title="Does the bump move as fast as the animal?",
@@ -225,10 +229,11 @@ def bump_speed_figure(speeds: Tensor, curves: Mapping[str, Tensor]) -> "Figure":
     axes = figure.axes[0]
     ends = [float(speeds.min()), float(speeds.max())]
     axes.plot(ends, ends, color=GREY, linestyle="--", label="equal")
+    palette = colors(curves)
     for name, found in curves.items():
-        spread = found.std(0) if len(found) > 1 else torch.zeros(found.shape[1])
-        plot_spread(axes, speeds.tolist(), found.mean(0).tolist(), spread.tolist(), label=name)
-    axes.legend()
+        spread = (found.std(0) if len(found) > 1 else torch.zeros(found.shape[1])).tolist()
+        plot_spread(axes, speeds.tolist(), found.mean(0).tolist(), spread, label=name, color=palette[name])
+    legend_below(axes, ncols=2)
     return figure
 
 
@@ -236,30 +241,27 @@ def wake_and_sleep_figure(found: "WakeAndSleep", dt: float, index: int = 0, cell
     """The latent task: dendrites in wake, rates in sleep, and autocorrelations of both."""
     from lightning_plasticity.hippocampus.latents import lagged
 
-    figure = new_figure(3, 1, height=8.0, title="Artificial latents: wake predicts, sleep generates")
+    figure = new_figure(3, 1, height=8.5, title="Artificial latents: wake predicts, sleep generates")
     wake, sleep, lags = figure.axes
     steps = round(10 / dt)
     time = torch.arange(steps) * dt
-    for cell, color in zip(range(cells), colors(range(cells)).values(), strict=True):  # type: ignore[arg-type]
-        _line(wake, time, found.wake_basal[:steps, index, cell], color, "basal" if cell == 0 else "")
-        _line(
-            wake,
-            time,
-            found.wake_apical[:steps, index, cell],
-            color,
-            "apical" if cell == 0 else "",
-            linestyle=":",
-        )
-        _line(sleep, time, found.sleep_mec[:steps, index, cell], color, "")
-    wake.set(xlabel="time in wake (s)", ylabel="HPC rate")
-    sleep.set(xlabel="time in sleep (s)", ylabel="MEC rate")
-    wake.legend(loc="upper right", ncols=2)
-    generated, data = lagged(found, dt)
+    for cell, color in enumerate(colors(map(str, range(cells))).values()):
+        first = cell == 0
+        _line(wake, time, found.wake_basal[:steps, index, cell], color, "basal" if first else "")
+        apical = found.wake_apical[:steps, index, cell]
+        _line(wake, time, apical, color, "apical" if first else "", linestyle=":")
+        _line(sleep, time, found.sleep_mec[:steps, index, cell], color, f"cell {cell + 1}")
+    wake.set(xlabel="time in wake (s)", ylabel="rate", title=f"Wake: {cells} cells of HPC, a colour each")
+    sleep.set(xlabel="time in sleep (s)", ylabel="rate", title=f"Sleep: {cells} cells of MEC, a colour each")
+    generated, data = lagged(found, dt, index=index)
     lag = torch.arange(len(data)) * dt
-    _line(lags, lag, data, ORANGE, "features")
-    _line(lags, lag, generated, VERMILLION, "MEC asleep", linestyle="--")
-    lags.set(xlabel="lag (s)", ylabel="autocorrelation")
-    lags.legend()
+    _line(lags, lag, data, GREY, "features")
+    _line(lags, lag, generated, BLACK, "MEC asleep", linestyle="--")
+    lags.set(xlabel="lag (s)", ylabel="autocorrelation", title="Does sleep change as fast as the data?")
+    for axes in figure.axes:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    for line in wake.get_legend().legend_handles:  # type: ignore[union-attr]
+        line.set_color(BLACK)  # type: ignore[union-attr]  # dashes tell the dendrites apart, of every cell
     return figure
 
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from lightning_plasticity.hippocampus.plasticity import LocalPlasticity
+from lightning_plasticity.strategies import check_unsharded
 
 if TYPE_CHECKING:
     from lightning_plasticity.hippocampus.module import HippocampalFormation
@@ -29,10 +29,7 @@ class Processes:
                 f"precision={self.trainer.precision!r} with weights of {dtype} would lose eta * PI, "
                 f"which is far smaller than W: choose one of {', '.join(PRECISIONS)}"
             )
-        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise MisconfigurationException(
-                f"strategy={type(self.trainer.strategy).__name__} is not supported: use one device or ddp"
-            )
+        check_unsharded(self.trainer)
         if self.trainer.world_size > 1 and self.sync_every == "step" and self.engine == "native":
             raise MisconfigurationException(
                 "sync_every='step' needs engine='eager' or 'auto': the kernel runs a whole chunk"
@@ -62,6 +59,13 @@ class Processes:
                     self.weights[name].copy_(weight)
 
     def _check_data(self: "HippocampalFormation", data: Any) -> None:  # type: ignore[misc]
+        other = "latents" if self.settings.task == "track" else "circumference"
+        own_kind = {"latents": "circumference", "circumference": "latents"}[other]
+        if hasattr(data, other) and not hasattr(data, own_kind):
+            raise MisconfigurationException(
+                f"data={type(data).__name__} is not for task={self.settings.task!r}: give "
+                f"{'TrackData' if self.settings.task == 'track' else 'LatentData'}, or another preset"
+            )
         mine = {"models": self.models, "agents": self.agents}
         for name in ("dt", "circumference", "latents"):
             mine[name] = getattr(self.settings, name)

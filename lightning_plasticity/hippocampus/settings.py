@@ -158,6 +158,8 @@ class Settings:
             raise ValueError(f"overrides={unknown}: no such setting; there are {', '.join(sorted(known))}")
         for name in ("eta", "l1", "l2", "initial"):
             if name in changes:
+                if not isinstance(changes[name], Mapping):
+                    raise ValueError(f"overrides: {name}={changes[name]!r} must be a mapping by weights")
                 changes[name] = {**getattr(self, name), **changes[name]}
         return replace(self, **changes)
 

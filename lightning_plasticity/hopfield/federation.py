@@ -34,7 +34,7 @@ from lightning_plasticity.hopfield.client import client_step
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.memory import Memory
 from lightning_plasticity.hopfield.messages import Contribution, column, current_basis, stamp, zeros
-from lightning_plasticity.hopfield.safety import counted_sizes, inspect_contribution
+from lightning_plasticity.hopfield.safety import REASONS, counted_sizes, inspect_contribution
 from lightning_plasticity.hopfield.server import server_step
 
 __all__ = ["Contribution", "client_step", "combine", "current_basis", "federate", "server_step", "zeros"]
@@ -54,7 +54,7 @@ def federate(
         The memory after the round; `report` says what happened to each client.
 
     Raises:
-        ValueError: for no clients, or more than `config.max_clients`.
+        ValueError: for no clients, more than `config.max_clients`, or if the examples of none can be used.
 
     >>> import torch
     >>> generator = torch.Generator().manual_seed(0)
@@ -73,7 +73,16 @@ def federate(
     for _ in range(2):
         sent = [client_step(examples, memory, config, client_id=c) for c, examples in enumerate(clients)]
         memory = server_step(combine(sent, memory, config), memory, config)
+    _require_any(memory, len(clients))
     return memory
+
+
+def _require_any(memory: Memory, clients: int) -> None:
+    """In one process data of which none can be used are a mistake, not an attack."""
+    rejected = memory.report.rejected
+    if len(rejected) == clients and set(rejected.values()) <= set(REASONS[1:4]):
+        reasons = "; ".join(f"{client}: {reason}" for client, reason in rejected.items())
+        raise ValueError(f"clients: no examples can be used, of client {reasons}")
 
 
 def _neurons(clients: Sequence[Tensor]) -> int:

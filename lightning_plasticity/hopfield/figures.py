@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_plasticity.figures import BLUE, GREY, OKABE_ITO, VERMILLION, new_figure
+from lightning_plasticity.figures import BLUE, GREY, OKABE_ITO, VERMILLION, legend_below, new_figure
 from lightning_plasticity.hopfield.memory import Memory
 from lightning_plasticity.hopfield.spectrum import magnetisation
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_plasticity.hopfield.module import FederatedHopfield
 
 _DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D")
 
 
 def of_module(module: "FederatedHopfield") -> Mapping[str, "Figure"]:
@@ -105,20 +106,23 @@ def magnetisation_figure(rounds: Sequence[int], overlaps: Tensor, found: Sequenc
     upper, lower = figure.axes
     upper.set_ylabel("overlap with its match")
     for k in range(overlaps.shape[1]):
-        upper.plot(rounds, overlaps[:, k].numpy(), **_style(k, overlaps.shape[1]), label=f"{k}")
+        _line(upper, rounds, overlaps[:, k], _style(k, overlaps.shape[1]), f"{k}")
     upper.set_title("How well each archetype is known")
     upper.set_ylim(-0.02, 1.04)
     if overlaps.shape[1] <= 20:
-        upper.legend(
-            title="true archetype", loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False
-        )
-    lower.step(range(len(found)), found, where="mid", color=BLUE, label="found, without being told")
-    known = (~overlaps.isnan()).sum(1)
-    lower.step(rounds, known.numpy(), where="mid", color=GREY, linestyle="--", label="true, seen so far")
+        _legend_beside(upper, "true archetype")
+    known = (~overlaps.isnan()).sum(1).tolist()
+    dots = "o" if len(found) == 1 else ""  # steps between rounds need two
+    lower.step(
+        range(len(found)), found, marker=dots, where="mid", color=BLUE, label="found, without being told"
+    )
+    lower.step(
+        rounds, known, marker=dots and "x", where="mid", color=GREY, linestyle="--", label="true, seen so far"
+    )
     lower.set_ylabel("archetypes")
-    lower.set_ylim(bottom=0)
-    lower.locator_params(axis="y", integer=True)
-    lower.legend(loc="lower right")
+    lower.set_ylim(0, 1.1 * max([1, *found, *known]))
+    lower.locator_params(integer=True, min_n_ticks=1)
+    legend_below(lower)
     return figure
 
 
@@ -134,16 +138,18 @@ def plasticity_figure(entropy: Tensor, plasticity: Tensor, clients: Sequence[int
     upper, lower = figure.axes
     for index, client in enumerate(clients):
         style = _style(index, len(clients))
-        _line(upper, entropy[:, client], style, "")
-        _line(lower, plasticity[:, client], style, f"{client}")
+        rounds = range(len(entropy))
+        _line(upper, rounds, entropy[:, client], style, "")
+        _line(lower, rounds, plasticity[:, client], style, f"{client}")
     upper.set_title("How much of each client's signal is new")
     lower.set_title("What the federation takes of it (0: no signal, left out)")
     upper.set_ylabel("entropy H (bits)")
     upper.set_ylim(-0.03, 1.03)
     lower.set_ylabel("plasticity w")
     lower.set_ylim(bottom=-0.02)
+    lower.locator_params(axis="x", integer=True, min_n_ticks=1)
     if 0 < len(clients) <= 20:
-        lower.legend(title="client", loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+        _legend_beside(lower, "client")
     return figure
 
 
@@ -152,11 +158,21 @@ def _style(index: int, count: int) -> dict[str, Any]:
     return {
         "color": OKABE_ITO[index % len(OKABE_ITO)],
         "linestyle": _DASHES[index // len(OKABE_ITO) % len(_DASHES)],
+        "marker": _MARKERS[index // len(OKABE_ITO) % len(_DASHES)],
         "linewidth": 1.3 + 3.0 * (1 - index / max(count - 1, 1)),
     }
 
 
-def _line(axes: "Axes", values: Tensor, style: Mapping[str, Any], label: str) -> None:
-    """One client; a point where it takes part between two rounds in which it does not."""
-    size = max(4.0, 1.5 * float(style["linewidth"]))
-    axes.plot(torch.arange(len(values)), values.numpy(), **style, marker=".", markersize=size, label=label)
+def _line(axes: "Axes", rounds: Sequence[int], values: Tensor, style: Mapping[str, Any], label: str) -> None:
+    """One client or archetype; a point where no neighbouring round has a value."""
+    size = max(2.0, 1.25 * float(style["linewidth"]))
+    axes.plot(list(rounds), values.numpy(), **style, markersize=size, label=label)
+
+
+def _legend_beside(axes: "Axes", title: str) -> None:
+    """All lines equally thin there, so that their dashes are seen whole."""
+    legend = axes.legend(
+        title=title, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, handlelength=4.5
+    )
+    for line in legend.get_lines():
+        line.set(linewidth=1.6, markersize=3)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,6 +17,7 @@ from lightning_plasticity.hopfield.memory import Memory
 from lightning_plasticity.hopfield.retrieval import Retrieval
 from lightning_plasticity.hopfield.spectrum import magnetisation
 from lightning_plasticity.hopfield.trace import Trace
+from lightning_plasticity.strategies import check_unsharded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,10 +139,7 @@ class FederatedHopfield(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuses strategies that would split the sums, and data of another size."""
-        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise MisconfigurationException(
-                f"strategy={type(self.trainer.strategy).__name__} is not supported: use one device or ddp"
-            )
+        check_unsharded(self.trainer)
         data: Any = getattr(self.trainer, "datamodule", None)
         clients = getattr(data, "num_clients", 0)
         if clients > self.config.max_clients:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_plasticity.figures import GREY, colors, new_figure
+from lightning_plasticity.figures import GREY, colors, legend_below, new_figure
 from lightning_plasticity.intrinsic.distribution import Parameters, log_negative_binomial
 from lightning_plasticity.intrinsic.naming import best_label
 from lightning_plasticity.intrinsic.trace import Trace
@@ -53,10 +53,13 @@ def weights_figure(
     order = params.prior.argsort(descending=True)[:most].tolist()
     columns = min(len(order), 10)
     rows = -(-len(order) // columns)
-    figure = new_figure(
-        rows, columns, title="Weights (label: mean intensity, counts)", height=0.6 + 1.0 * rows
-    )
     names = best_label(counts).tolist() if counts.shape[1] else [-1] * len(params.mean)
+    title = "Weights of each class (label: mean intensity in counts)"
+    if not any(names[index] >= 0 for index in order):
+        title = "Weights of each class (mean intensity in counts)"
+    elif any(names[index] < 0 for index in order):
+        title += "\nno label: answers for none of the labelled stimuli"
+    figure = new_figure(rows, columns, title=title, height=0.8 + 1.0 * rows)
     for axes in figure.axes:
         axes.set_axis_off()
     for axes, index in zip(figure.axes, order, strict=False):
@@ -133,13 +136,20 @@ def weights_over_time(trace: Trace, image_shape: tuple[int, int], chosen: Sequen
 
 def intensities_over_time(trace: Trace, chosen: Sequence[int]) -> "Figure":
     """Mean intensity of every class over learning time; some are coloured."""
-    figure = new_figure(xlabel="stimuli seen", ylabel="learned mean intensity (counts)")
+    figure = new_figure(
+        title="Mean intensity of each class as it learns",
+        xlabel="stimuli seen",
+        ylabel="learned mean intensity (counts)",
+    )
     axes, means = figure.axes[0], torch.stack(trace.mean).numpy()
-    axes.plot(trace.seen, means, color=GREY, linewidth=0.7, alpha=0.6)
+    others = [index for index in range(means.shape[1]) if index not in chosen]
+    grey = axes.plot(trace.seen, means[:, others], color=GREY, linewidth=0.7, alpha=0.6)
     for name, color in colors(map(str, chosen)).items():
         axes.plot(trace.seen, means[:, int(name)], color=color, label=f"class {name}")
     axes.set_yscale("log")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8, ncols=6, frameon=False)
+    for line in grey[:1]:
+        line.set_label("other classes")
+    legend_below(axes, ncols=4)
     return figure
 
 
@@ -161,7 +171,11 @@ def contrast_figure(
         accuracy: of each method at each contrast, in 0..1.
         chance: accuracy of guessing.
     """
-    figure = new_figure(xlabel="contrast of test stimuli, relative to training", ylabel="accuracy (%)")
+    figure = new_figure(
+        title="Accuracy on stimuli brighter or darker than in training",
+        xlabel="contrast of test stimuli, relative to training",
+        ylabel="accuracy (%)",
+    )
     axes = figure.axes[0]
     for (method, values), marker in zip(accuracy.items(), "os^Dv", strict=False):
         axes.plot(contrasts, [100 * value for value in values], marker=marker, label=method)
@@ -170,5 +184,5 @@ def contrast_figure(
     axes.set_xscale("log", base=2)
     axes.set_xticks(contrasts, [f"{contrast:g}" for contrast in contrasts])
     axes.set_ylim(0, 100)
-    axes.legend(loc="lower right")
+    legend_below(axes)
     return figure

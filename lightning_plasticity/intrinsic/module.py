@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,12 +14,13 @@ from lightning_plasticity.intrinsic import circuit, em, shapes, starts
 from lightning_plasticity.intrinsic.distribution import Intensity, Parameters
 from lightning_plasticity.intrinsic.inference import Batch, MixtureInference
 from lightning_plasticity.intrinsic.mixture import PoissonGammaMixture
-from lightning_plasticity.intrinsic.optimizers import CircuitPlasticity, ExpectationMaximization
+from lightning_plasticity.intrinsic.optimizers import CircuitPlasticity, ExpectationMaximization, check_rates
 from lightning_plasticity.intrinsic.padding import padding_weight
 from lightning_plasticity.intrinsic.passes import Pass, over_processes, worst_of_all
 from lightning_plasticity.intrinsic.precision import full_precision
 from lightning_plasticity.intrinsic.scores import Scores
 from lightning_plasticity.intrinsic.trace import Trace
+from lightning_plasticity.strategies import check_unsharded
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
@@ -108,6 +108,7 @@ class IntrinsicPlasticityMixture(MixtureInference):
             raise ValueError(
                 f"image_shape={image_shape} has {math.prod(image_shape)} pixels, {num_features=}"
             )
+        check_rates(lr, decay)
         self.shape_update = _shape_rule(shape_update, rule, intensity)
         self.rule, self.input_scale, self.warmup_epochs = rule, input_scale, warmup_epochs
         by_em: Any = self.shape_update if rule == "em" else "newton"
@@ -143,10 +144,7 @@ class IntrinsicPlasticityMixture(MixtureInference):
                 f"precision={self.trainer.precision!r} rounds stimuli or scales gradients: choose one of "
                 f"{', '.join(PRECISIONS)}; the model computes in dtype={self.hparams['dtype']!r} under each"
             )
-        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise MisconfigurationException(
-                f"strategy={type(self.trainer.strategy).__name__} is not supported: use one device or ddp"
-            )
+        check_unsharded(self.trainer)
 
     def configure_optimizers(self) -> Optimizer:
         """The local rules, or EM."""

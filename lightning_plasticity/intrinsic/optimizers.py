@@ -11,6 +11,18 @@ from lightning_plasticity.intrinsic import circuit, em, shapes
 from lightning_plasticity.intrinsic.distribution import Parameters
 
 
+def check_rates(lr: float, decay: float | None) -> None:
+    """Refuse rates out of range.
+
+    Raises:
+        ValueError: naming the rate.
+    """
+    if not 0 < lr < 1:
+        raise ValueError(f"lr={lr} must lie between 0 and 1: it is the share of the state that is replaced")
+    if decay is not None and not decay > 0:
+        raise ValueError(f"decay={decay} must be positive; infinity keeps the rate")
+
+
 class CircuitPlasticity(Optimizer):
     """Online rules of the circuit (Monk, Savin and Luecke, NIPS 2016) as an optimizer.
 
@@ -42,12 +54,7 @@ class CircuitPlasticity(Optimizer):
         decay: float | None = None,
         shape_update: shapes.OnlineRule = "moments",
     ) -> None:
-        if not 0 < lr < 1:
-            raise ValueError(
-                f"lr={lr} must lie between 0 and 1: it is the share of the state that is replaced"
-            )
-        if decay is not None and not decay > 0:
-            raise ValueError(f"decay={decay} must be positive; infinity keeps the rate")
+        check_rates(lr, decay)
         tensors = _four(params, "mean, second moment and prior")
         decay = circuit.DECAY_PER_CLASS * len(tensors[0]) if decay is None else decay
         super().__init__(tensors, {"lr": lr, "decay": decay})

@@ -26,7 +26,7 @@ def density_over_run(
         history: (optimizer step, density in 0..1) after each update, the first at step 0.
         accuracies: Metric name to (optimizer step, accuracy in 0..1).
     """
-    figure = style.new_figure(xlabel="optimizer step", ylabel="share of active connections (%)")
+    figure = style.new_figure(xlabel="optimizer step", ylabel="active weights or filters (%)")
     left = figure.axes[0]
     steps, densities = zip(*history, strict=True)
     last = max([steps[-1], *(step for curve in accuracies.values() for step, _ in curve)])
@@ -48,7 +48,8 @@ def density_over_run(
             x, y = zip(*curve, strict=True)
             lines += right.plot(x, [100 * v for v in y], color=color, marker="o", markersize=3, label=name)
         right.set_ylabel("accuracy (%)")
-    left.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+    names = [str(line.get_label()) for line in lines]
+    figure.legend(lines, names, loc="outside lower center", ncols=min(4, len(lines)))  # lines cross anywhere
     left.set_title("Density and accuracy over the run")
     return figure
 
@@ -64,7 +65,7 @@ def density_per_layer(
         sizes: Layer name to number of weights (or filters).
     """
     names = list(final)
-    figure = style.new_figure(xlabel="density (%)", height=max(3.0, 0.28 * len(names) + 1.4))
+    figure = style.new_figure(xlabel="density (%)", height=max(3.2, 0.28 * len(names) + 1.7))
     axes = figure.axes[0]
     rows = range(len(names))
     axes.barh(rows, [100 * final[name] for name in names], color=style.BLUE, label="at the end", height=0.7)
@@ -74,8 +75,8 @@ def density_per_layer(
     axes.invert_yaxis()
     axes.set_xlim(0, 104)
     axes.grid(visible=False, axis="y")
-    axes.set_title("Density per layer (number of connections)")
-    axes.legend(loc="lower right", framealpha=0.95)
+    axes.set_title("Density per layer (number of weights or filters)")
+    style.legend_below(axes)
     return figure
 
 
@@ -89,7 +90,7 @@ def plasticity_over_time(records: Sequence[Mapping[str, float]], title: str = ""
     """
     figure = style.new_figure(xlabel=CUT_AT, ylabel="accuracy after - before the cut (points)", title=title)
     draw_plasticity(figure.axes[0], records)
-    figure.axes[0].legend(title="share cut")
+    style.legend_below(figure.axes[0], ncols=5, title="share cut")
     return figure
 
 
@@ -113,6 +114,7 @@ def draw_plasticity(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
     for index, epochs_before in enumerate(learning_rate_drops(records)):
         label = "" if index else "learning rate drops"
         axes.axvline(epochs_before, color=style.GREY, linestyle=":", linewidth=1.2, label=label)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)  # epochs
 
 
 def learning_rate_drops(records: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -164,8 +166,9 @@ def plasticity_grid(records: Sequence[Mapping[str, Any]]) -> "Figure":
         sparsity, regrow = sparsities[index // 2], bool(index % 2)
         mine = [r for r in records if r["pretrained"] == sparsity and r["regrow"] == regrow]
         draw_plasticity(axes, mine)
-        axes.set_title(f"pre-trained sparsity {sparsity:g}, {'with' if regrow else 'without'} regeneration")
-    figure.axes[0].legend(title="share cut")
+        way = "with" if regrow else "without"
+        axes.set_title(f"pre-trained sparsity {sparsity:g}, {way} regeneration", fontsize=10)
+    style.legend_below(figure.axes[0], ncols=5, title="share cut")
     return figure
 
 

@@ -82,7 +82,7 @@ class SparsityReport:
         size, active = sum(row[1] for row in rows), sum(row[2] for row in rows)
         unit = "filters" if engines and not engines[0].config.pattern.has_unit_weights else "weights"
         width = max([5, *(len(name) for name, _, _ in rows)])
-        lines = [f"{title}: density {active / max(1, size):.4f} ({active:,} of {size:,} {unit} active)"]
+        lines = [f"{title}: density {density_of(engines):.4f} ({active:,} of {size:,} {unit} active)"]
         if self.curve and self.curve[-1][2]:
             lines.append("  " + ", ".join(f"{name} {value:.4f}" for name, value in self.curve[-1][2].items()))
         lines.append(f"  {'layer':<{width}} {unit:>12} {'active':>12} {'density':>8}")
@@ -101,9 +101,10 @@ class SparsityReport:
             key: sum(getattr(e, key) for e in engines)
             for key in ("updates", "pruned", "dropped", "grown", "skipped")
         }
+        plural = "" if total["updates"] == 1 else "s"
         lines.append(
-            f"  {total['updates']} updates: {total['pruned']:,} {unit} pruned, {total['dropped']:,} dropped "
-            f"and {total['grown']:,} grown"
+            f"  {total['updates']} update{plural}: {total['pruned']:,} {unit} pruned, "
+            f"{total['dropped']:,} dropped and {total['grown']:,} grown"
             + (f"; {total['skipped']} skipped (gradients not finite)" if total["skipped"] else "")
         )
         return "\n".join(lines)

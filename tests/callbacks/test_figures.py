@@ -207,6 +207,8 @@ def test_import_paths_resolve_and_name_the_figure(tmp_path, monkeypatch):
         (["os.no_such_function"], "no_such_function"),
         (["just_a_word"], "package.module.function"),
         (["os.sep"], "not a function"),
+        (["math.sqrt"], "'math.sqrt' must take two arguments, a trainer and its module"),
+        ([lambda trainer: None], "must take two arguments"),
         ([3], "neither a function nor an import path"),
         ("os.getcwd", r"\['os.getcwd'\]"),
     ],

@@ -133,8 +133,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     [
         ("vit_base_patch16_224", r"is ambiguous: give one of \[.*vit_base_patch16_224.augreg_in21k'"),
         ("vit_base_patch16_224.mine", r"has no tag 'mine' of vit_base_patch16_224; it has \["),
-        ("vit_bose_patch16_224.augreg_in21k", r"is unknown to timm .*; similar: \["),
-        ("resnet", "is unknown to timm"),
+        ("vit_bose_patch16_224.augreg_in21k", r"is unknown to timm .*; similar: vit_"),
+        ("efficentnet_lite", r"is unknown to timm .*; similar: .*efficientnet_lite0"),
+        ("resnet", "is unknown to timm .*; similar: .*resnet50"),
+        ("zzz", r"unknown to timm \S+; timm.list_models\(\) has all, 'efficientnet_lite0_package' needs no"),
+        ("", r"is unknown to timm \S+; timm.list_models\(\) has all"),
     ],
 )
 def test_names_must_say_which_weights(name, words, monkeypatch):

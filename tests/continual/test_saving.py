@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_plasticity.continual import SAFE
 from lightning_plasticity.data.preparation import Preparation
-from tests.continual.nets import BACKBONES, conv_net, digits, fitted, safe, tensors, vit
+from tests.continual.nets import BACKBONES, conv_net, digits, fitted, safe, tensors, trainer, vit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
@@ -179,6 +179,24 @@ def test_folders(tmp_path, backbone):
         SAFE.from_pretrained(BACKBONES[backbone](seed=1), tmp_path / "saved")
     with pytest.raises(ValueError, match=r"no safe\.pt"):
         SAFE.from_pretrained(BACKBONES[backbone](), tmp_path)
+
+
+def test_the_order_of_classes_is_kept(tmp_path):
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    model = safe()
+    assert model.class_order is None
+    run = fitted(model, digits(epochs_per_session=1, class_order=order), limit_train_batches=1)
+    assert model.class_order == order
+    model.save_pretrained(tmp_path / "saved")
+    run.save_checkpoint(tmp_path / "whole.ckpt")
+    again = SAFE.from_pretrained(conv_net(), tmp_path / "saved")
+    loaded = SAFE.load_from_checkpoint(tmp_path / "whole.ckpt", backbone=conv_net())
+    for one in (again, loaded):
+        assert one.class_order == order
+        same = trainer().test(one, digits(epochs_per_session=1, class_order=order), verbose=False)
+        assert same == run.test(model, digits(epochs_per_session=1, class_order=order), verbose=False)
+        with pytest.raises(MisconfigurationException, match=r"class_order=\[0, 1, 2.*in the order \[3, 1, 4"):
+            trainer().test(one, digits(epochs_per_session=1, class_order="sorted"), verbose=False)
 
 
 def test_a_merged_model_of_class_means():

@@ -253,7 +253,7 @@ def test_refuses_what_it_cannot_run(make_trainer):
         make_trainer(precision="bf16-mixed").fit(model, short())
     with pytest.raises(ValueError, match="a chunk of 42 steps is no whole number of theta cycles of 8"):
         make_trainer().fit(model, TrackData(minutes=0.35, chunk_seconds=1.05))
-    with pytest.raises(ValueError, match="needs 'position'"):
+    with pytest.raises(MisconfigurationException, match="is not for task='track': give TrackData"):
         make_trainer().fit(model, LatentData(minutes=0.1, chunk_seconds=1.0))
     with pytest.raises(MisconfigurationException, match="agents=2, the model agents=1"):
         make_trainer().fit(model, short(agents=2))

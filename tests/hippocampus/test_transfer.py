@@ -1,8 +1,12 @@
 """A new environment: what changes at the switch, and that an anchored transfer brings tracking back."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_plasticity.callbacks import Remap
 from lightning_plasticity.data import LatentData, TrackData
@@ -66,6 +70,30 @@ def test_stages(make_trainer):
     assert mean == (0.0,) * 3 + (0.3,) * 6
     assert set(callback.errors) == {"before", "just_after", "after"}
     assert "hippocampus/transfer_after" in run.callback_metrics
+
+
+class StopAfter(Callback):
+    """Ends a run as a time limit does."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = batch_idx == 4
+
+
+@pytest.mark.usefixtures("quick_decoder")
+@pytest.mark.parametrize("end", ["max_steps", "stop"])
+def test_the_transfer_is_measured_whatever_ends_the_run(make_trainer, tmp_path, end):
+    remap = Remap(3 / 60, anchor_seconds=2.0, tests=2)
+    logger = CSVLogger(tmp_path)
+    options = {"max_steps": 5} if end == "max_steps" else {}
+    run = make_trainer(remap, *([StopAfter()] if end == "stop" else []), logger=logger, **options)
+    run.fit(HippocampalFormation("remap_anchored"), TrackData(minutes=9 / 60, chunk_seconds=1.0))
+    assert run.global_step == 5
+    assert set(remap.errors) == {"before", "just_after", "after"}
+    logger.save()
+    rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("hippocampus/transfer_after")
+    logged = [row.split(",")[column] for row in rows[1:]]
+    assert [float(one) for one in logged if one] == [pytest.approx(float(remap.errors["after"].mean()))]
 
 
 @pytest.mark.usefixtures("quick_decoder")

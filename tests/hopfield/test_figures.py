@@ -53,6 +53,18 @@ def test_magnetisation_begins_where_an_archetype_is_seen():
     assert list(true.get_ydata()) == [1, 2, 2]
 
 
+def test_a_single_round_is_seen():
+    for axes in magnetisation_figure([0], torch.tensor([[1.0, 0.5]]), [1]).axes:
+        assert len(axes.lines) == 2
+        assert all(line.get_marker() not in ("", "None") for line in axes.lines)
+
+
+def test_the_legend_shows_dashes_whole():
+    upper, _ = magnetisation_figure(range(4), torch.rand(4, 10), [10] * 4).axes
+    assert {line.get_linewidth() for line in upper.get_legend().get_lines()} == {1.6}
+    assert {line.get_linestyle() for line in upper.get_legend().get_lines()} == {"-", "--"}
+
+
 def test_plasticity_is_drawn_for_those_who_took_part():
     w = torch.tensor([[1.0, torch.nan, 0.0], [0.5, torch.nan, 0.0]])
     upper, lower = plasticity_figure(torch.zeros_like(w), w, [0, 2]).axes

@@ -340,3 +340,19 @@ def test_when_nobody_sees_a_signal_alone_all_are_pooled(world):
         memory = federate([truth.examples(33, quality=0.2) for _ in range(3)], memory, CONFIG)
     assert len(memory.archetypes) == 3
     assert np.min(truth.overlaps(memory.archetypes)) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("clients", "reason"),
+    [
+        ([torch.zeros(5, 30)], "of client 0: examples are not all [+]1 or -1"),
+        ([torch.full((5, 30), torch.nan)] * 2, "0: examples hold NaN or infinity; 1: examples hold NaN"),
+    ],
+)
+def test_data_of_which_none_can_be_used_are_a_mistake(clients, reason):
+    with pytest.raises(ValueError, match=reason):
+        federate(clients)
+    good = torch.ones(5, 30)
+    assert len(federate([*clients, good]).report.rejected) == len(clients), "one that can be used goes on"
+    with pytest.raises(ValueError, match="examples are not a matrix of N columns"):
+        federate([torch.ones(5, 40)], federate([good]))

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from lightning_plasticity.intrinsic import IntrinsicPlasticityMixture
 from lightning_plasticity.intrinsic.figures import (
     contrast_figure,
     evenly_spread,
+    intensities_over_time,
     intensity_figure,
     weights_figure,
 )
@@ -54,7 +57,7 @@ def test_the_contrast_figure_shows_the_numbers():
     axes = figure.axes[0]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [20, 40])
     assert axes.get_ylabel() == "accuracy (%)"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "chance"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "chance"]
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -75,6 +78,24 @@ def test_weights_are_drawn_in_the_order_of_the_prior(example):
     figure = weights_figure(example.parameters, (4, 4), torch.zeros(4, 0))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["30", "60", "60", "150"]
+    assert "label" not in figure.get_suptitle()
+
+
+def test_weights_without_a_label_are_explained(example):
+    counts = torch.eye(4, dtype=torch.float64) * 9
+    assert "no label" not in weights_figure(example.parameters, (4, 4), counts).get_suptitle()
+    counts[2] = 0
+    figure = weights_figure(example.parameters, (4, 4), counts)
+    assert sum(":" in axes.get_title() for axes in figure.axes) == 3
+    assert "no label: answers for none" in figure.get_suptitle()
+
+
+def test_classes_that_are_not_coloured_share_an_entry(example):
+    trace = SimpleNamespace(seen=[0, 10], mean=[example.mean, example.mean])
+    for chosen, others in (([0, 3], ["other classes"]), ([0, 1, 2, 3], [])):
+        figure = intensities_over_time(trace, chosen)
+        names = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert names == [*others, *(f"class {index}" for index in chosen)]
 
 
 def test_classes_drawn_over_time_are_in_use_and_spread(example):

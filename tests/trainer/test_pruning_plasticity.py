@@ -1,6 +1,8 @@
 """PruningPlasticity: measures branches of a run that goes on as if nothing had happened."""
 
 import copy
+import itertools
+import signal
 from types import SimpleNamespace
 
 import lightning.pytorch as L
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -16,7 +19,7 @@ from lightning_plasticity.callbacks.branches import Branch, branch_trainer
 from lightning_plasticity.callbacks.presets import GraNet, RigL, StaticSparsity
 from lightning_plasticity.callbacks.pruning_plasticity import PruningPlasticity
 from tests.sparsity.reference import best, best_per_layer
-from tests.trainer.modules import ScoredNet, clone_state, loader, make_trainer
+from tests.trainer.modules import ScoredNet, adamw, clone_state, loader, make_trainer
 
 SIZES = {"conv1.weight": 36, "conv2.weight": 288, "conv3.weight": 576, "head.weight": 80}
 
@@ -366,7 +369,7 @@ def test_figures_draw_a_line_for_each_rate():
     (name,), (figure,) = zip(*callback.figures().items(), strict=True)
     assert name == "pruning_plasticity_regrown"
     assert isinstance(figure, Figure)
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[:2] == ["0.5", "0.9"]
 
 
@@ -392,3 +395,172 @@ def test_tied_weights_stay_tied_in_a_branch(monkeypatch):
 
     _, seen = measure(monkeypatch, module=Tied(), rates=[0.5])
     assert seen[0]["module"].twin.weight is seen[0]["module"].conv3.weight
+
+
+class Interrupted(L.Callback):
+    """Saves where a run is interrupted, as ModelCheckpoint does with ``save_on_exception``."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_exception(self, trainer, pl_module, exception):
+        trainer.save_checkpoint(self.path)
+
+
+def interrupt_at(monkeypatch, number, step=2):
+    """Lets one branch, counted from 0, be interrupted in one of its steps."""
+    branches = []
+
+    class Stopped(Branch):
+        def on_fit_start(self, trainer, pl_module):
+            branches.append(self)
+            super().on_fit_start(trainer, pl_module)
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+            if len(branches) == number + 1 and trainer.global_step == step:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning_plasticity, "Branch", Stopped)
+
+
+def probes(epochs=(1, 2), others=()):
+    """Two kinds of cut, two rates each: four branches to an epoch; and other callbacks."""
+    two = [
+        PruningPlasticity(rates=[0.5, 0.9], epochs=epochs, continue_epochs=2, regrow=r) for r in (False, True)
+    ]
+    return two, [*two, *(build() for build in others)]
+
+
+def fit_until_interrupted(callbacks, path, random, ckpt_path=None, **options):
+    """Three epochs, with dropout and shuffling from the global random state if wanted."""
+    handler = signal.getsignal(signal.SIGINT)
+    L.seed_everything(1 if ckpt_path is None else 77, verbose=False)
+    module = Graded(adamw, norm=True, dropout=0.2 * random, milestones=[2])
+    trainer = make_trainer([*callbacks, Interrupted(path)], **({"max_epochs": 3} | options))
+    data = shuffled(False) if random else loader(64, 16)
+    try:
+        trainer.fit(module, data, loader(32, 32, 64), ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit:
+        assert path.exists()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return trainer, module
+
+
+class Graded(ScoredNet):
+    """A score that any other weight changes, where an accuracy on few images would not."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/accuracy", -nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("others", [(), (lambda: GraNet(0.8, update_every=3, initial_sparsity=0.5),)])
+def test_a_run_interrupted_in_any_branch_completes_its_records(monkeypatch, tmp_path, number, others):
+    """Four branches after each of two epochs, the last among them; the run itself ends as it would have."""
+    whole, callbacks = probes(others=others)
+    finished = state_of(*fit_until_interrupted(callbacks, tmp_path / "none", False))
+    assert [len(probe.records) for probe in whole] == [4, 4]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, number)
+        stopped, callbacks = probes(others=others)
+        path = tmp_path / "stopped.ckpt"
+        fit_until_interrupted(callbacks, path, False)
+    assert sum(len(probe.records) for probe in stopped) == number
+    again, callbacks = probes(others=others)
+    resumed = state_of(*fit_until_interrupted(callbacks, tmp_path / "none", False, path))
+    assert [probe.records for probe in again] == [probe.records for probe in whole]
+    for key in ("module", "optimizer", "lr", "schedulers", "step"):
+        assert_same(finished[key], resumed[key], key)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_what_is_made_up_for_has_the_random_numbers_it_would_have_had(monkeypatch, tmp_path, number):
+    whole, callbacks = probes([1])
+    fit_until_interrupted(callbacks, tmp_path / "none", True)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, number)
+        fit_until_interrupted(probes([1])[1], tmp_path / "stopped.ckpt", True)
+    again, callbacks = probes([1])
+    fit_until_interrupted(callbacks, tmp_path / "none", True, tmp_path / "stopped.ckpt")
+    assert [probe.records for probe in again] == [probe.records for probe in whole]
+
+
+def test_the_checkpoint_of_an_interrupted_branch_is_that_of_the_epochs_end(monkeypatch, tmp_path):
+    class SaveFirst(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    interrupt_at(monkeypatch, 1)
+    fit_until_interrupted([SaveFirst(), *probes()[1]], tmp_path / "stopped.ckpt", True)
+    before, stopped = (torch.load(tmp_path / name, weights_only=True) for name in ("1.ckpt", "stopped.ckpt"))
+    states = [
+        next(v for k, v in checkpoint["callbacks"].items() if "'regrow': True" in k)
+        for checkpoint in (before, stopped)
+    ]
+    assert_same(*states, "callback not begun, and the random state")
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        assert_same(before[key], stopped[key], key)
+
+
+def test_a_run_interrupted_again_in_what_it_makes_up_for(monkeypatch, tmp_path):
+    whole, callbacks = probes()
+    fit_until_interrupted(callbacks, tmp_path / "none", False)
+    paths = [None, *(tmp_path / f"{number}.ckpt" for number in range(3))]
+    for number, (before, path) in enumerate(itertools.pairwise(paths)):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 1)
+            stopped, callbacks = probes()
+            fit_until_interrupted(callbacks, path, False, before)
+        assert sum(len(probe.records) for probe in stopped) == number + 1
+    again, callbacks = probes()
+    fit_until_interrupted(callbacks, tmp_path / "none", False, paths[-1])
+    assert [probe.records for probe in again] == [probe.records for probe in whole]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_epochs": -1, "max_steps": 12}])
+def test_no_branch_is_taken_twice_after_a_checkpoint_of_another_moment(tmp_path, options):
+    """In every hook around an epoch's end, before and after the callback."""
+
+    class SaveAround(L.Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def save(self, trainer, hook):
+            if trainer.current_epoch == 1 and (hook != "batch_end" or trainer.global_step == 8):
+                trainer.save_checkpoint(tmp_path / f"{self.name}.{hook}.ckpt")
+
+        def on_train_batch_end(self, trainer, *_):
+            self.save(trainer, "batch_end")
+
+        def on_validation_end(self, trainer, *_):
+            self.save(trainer, "validation_end")
+
+        def on_train_epoch_end(self, trainer, *_):
+            self.save(trainer, "epoch_end")
+
+    whole, callbacks = probes()
+    around = [SaveAround("before"), *callbacks, SaveAround("after")]
+    fit_until_interrupted(around, tmp_path / "none", False, **options)
+    paths = sorted(tmp_path.glob("*.ckpt"))
+    assert len(paths) == 6
+    for path in paths:
+        again, callbacks = probes()
+        fit_until_interrupted(callbacks, tmp_path / "none", False, path, **options)
+        assert [probe.records for probe in again] == [probe.records for probe in whole], path.name
+
+
+def test_what_is_made_up_for_is_logged(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        fit_until_interrupted(probes([1])[1], tmp_path / "stopped.ckpt", False)
+    again, callbacks = probes([1])
+    logger = CSVLogger(tmp_path, name="again", version=0)
+    fit_until_interrupted(callbacks, tmp_path / "none", False, tmp_path / "stopped.ckpt", logger=logger)
+    header, *rows = (tmp_path / "again" / "version_0" / "metrics.csv").read_text().splitlines()
+    rows = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
+    logged = {k: float(v) for row in rows for k, v in row.items() if k.startswith("pruning") and v}
+    wanted = [(f"{r['rate']:g}{'_regrown' * r['regrow']}", r["plasticity"]) for p in again for r in p.records]
+    assert logged == {f"pruning_plasticity/{name}": pytest.approx(value) for name, value in wanted}
+    assert {(row["epoch"], row["step"]) for row in rows if row["pruning_plasticity/0.5"]} == {("1", "7")}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
@@ -15,6 +16,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_plasticity.callbacks import SET, GraNet, RigL, StaticSparsity
+from lightning_plasticity.callbacks.interrupts import FinishBatch
 from tests.identical import assert_identical
 from tests.trainer.modules import ConvNet, ScoredNet, TwoPlayers, adamw, digits, loader, make_trainer, sgd
 
@@ -314,3 +316,48 @@ def test_a_checkpoint_opens_without_this_package(tmp_path):
     command = [sys.executable, "-c", OPEN, str(tmp_path / f"{STEPS}.ckpt")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+class InterruptIn(L.Callback):
+    """Ctrl-C in one hook of a batch; a second time, if wanted."""
+
+    def __init__(self, hook, step=5, times=1):
+        setattr(self, hook, lambda trainer, *_: self._interrupt(trainer, step, times))
+
+    def _interrupt(self, trainer, step, times):
+        if trainer.global_step == step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    def on_exception(self, trainer, *_):
+        trainer.save_checkpoint(Path(trainer.default_root_dir, "stopped.ckpt"))
+
+
+def interrupted(callbacks, folder, batches=4):
+    """A run with BatchNorm that ends by Ctrl-C; how far it got, and its checkpoint."""
+    trainer = make_trainer(callbacks, max_steps=STEPS, max_epochs=-1, default_root_dir=folder)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            trainer.fit(ConvNet(adamw, True), alike(batches))
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return trainer.global_step, folder / "stopped.ckpt"
+
+
+@pytest.mark.parametrize("step", [5, 7])
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_before_optimizer_step", "on_before_zero_grad"])
+def test_ctrl_c_in_a_batch_waits_for_its_end(tmp_path, hook, step):
+    """BatchNorm has seen the batch by then, and the weights have not; step 7 is the last of its epoch."""
+    whole_sparse, sparse, again = (METHODS["rigl"]() for _ in range(3))
+    whole = everything(fit(ConvNet(adamw, True), [whole_sparse]), whole_sparse)
+    reached, path = interrupted([FinishBatch(), sparse, InterruptIn(hook, step)], tmp_path)
+    assert reached == step + 1
+    trainer = fit(ConvNet(adamw, True, seed=1), [FinishBatch(), again], ckpt_path=path)
+    assert_identical(whole, everything(trainer, again))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    reached, _ = interrupted([FinishBatch(), InterruptIn("on_before_optimizer_step", times=2)], tmp_path)
+    assert reached == 5

@@ -9,14 +9,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_plasticity.continual.adapters.tuner import Layer, Tuner, TunerConfig
-
-BOTTLENECK = "PLASTICITY_BOTTLENECK"
+from lightning_plasticity.continual.adapters.tuner import Tuner, TunerConfig, TunerLayer
 
 
 @dataclass
@@ -35,13 +33,14 @@ class BottleneckConfig(TunerConfig):
         ValueError: for a setting out of range.
     """
 
+    method: ClassVar[str] = "PLASTICITY_BOTTLENECK"
     bottleneck: int = 64
     dropout: float = 0.1
     scale: float = 0.1
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        self.finish(BOTTLENECK)
+        super().__post_init__()
         self.require(self.bottleneck >= 1, "bottleneck", "1 or more")
         self.require(0.0 <= self.dropout < 1.0, "dropout", "0 or more and below 1")
         self.require(math.isfinite(self.scale) and self.scale != 0, "scale", "a finite number other than 0")
@@ -94,7 +93,7 @@ class BlockWithBranches(nn.Module):
         return run_beside(self.block, self.branches, *args, **kwargs)
 
 
-class BottleneckLayer(Layer):
+class BottleneckLayer(TunerLayer):
     """A transformer block with a bottleneck for each adapter."""
 
     # peft finds an adapter's tensors by its name's place: <container>.<name>.<weight or bias>
@@ -115,7 +114,7 @@ class BottleneckLayer(Layer):
         self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name] = down, up
         self.bottleneck_dropout[adapter_name] = nn.Dropout(config.dropout).train(self.base_layer.training)
         self.bottleneck_scale[adapter_name] = config.scale
-        self._finish(adapter_name, config)
+        self.finish(adapter_name, config)
 
     def _parts(self, name: str) -> tuple[nn.Module, nn.Module, nn.Module, float]:
         modules = (self.bottleneck_down, self.bottleneck_dropout, self.bottleneck_up)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from enum import Enum
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -12,29 +13,65 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def register() -> None:
     """Make peft know SSF, the bottleneck and deep prompts, as often as it is called.
 
+    Raises:
+        RuntimeError: if this version of peft has no tables to enter them in.
+    """
+    from lightning_plasticity.continual.adapters import bottleneck, prompt, ssf
+
+    register_tuner(ssf.SSFConfig, ssf.SSFModel)
+    register_tuner(bottleneck.BottleneckConfig, bottleneck.BottleneckModel)
+    register_tuner(prompt.DeepPromptConfig, prompt.DeepPromptModel)
+
+
+def register_tuner(config: type[Any], tuner: type[Any]) -> None:
+    """Make peft know a method that it doesn't have; ``make_config`` then finds it by name, too.
+
     peft's own ``register_peft_method`` takes only the names of a closed list, so that the tables behind it
     are filled in directly.
 
+    Args:
+        config: a subclass of ``TunerConfig``; its ``method`` is the name.
+        tuner: a subclass of ``Tuner``; the names of its tensors begin with its ``prefix``.
+
     Raises:
-        RuntimeError: if this version of peft has no such tables.
+        ModuleNotFoundError: if peft is missing.
+        ValueError: if another method has this name or this prefix.
+        RuntimeError: if this version of peft has no tables to enter it in.
     """
+    require_peft()
     import peft
     from peft import mapping
-
-    from lightning_plasticity.continual.adapters import bottleneck, prompt, ssf
 
     names = [f"PEFT_TYPE_TO_{what}_MAPPING" for what in ("CONFIG", "TUNER", "PREFIX")]
     if not all(isinstance(getattr(mapping, name, None), dict) for name in names):
         raise RuntimeError(f"peft {peft.__version__} isn't supported: it has no tables {names}; 0.21 has")
     tables: list[dict[Any, Any]] = [getattr(mapping, name) for name in names]
-    methods: dict[str, tuple[type, Any]] = {
-        ssf.SSF: (ssf.SSFConfig, ssf.SSFModel),
-        bottleneck.BOTTLENECK: (bottleneck.BottleneckConfig, bottleneck.BottleneckModel),
-        prompt.DEEP_PROMPT: (prompt.DeepPromptConfig, prompt.DeepPromptModel),
-    }
-    for name, (config, tuner) in methods.items():
-        for table, entry in zip(tables, (config, tuner, tuner.prefix), strict=True):
-            table[name] = entry
+    method, prefixes = config.method, tables[2]
+    known = tables[0].get(method, config)
+    if known.__qualname__ != config.__qualname__:  # the same one from a module run anew is no other
+        raise ValueError(f"{config.__name__}: method={method!r} is {known.__name__}'s: choose another name")
+    taken = [other for other, prefix in prefixes.items() if prefix == tuner.prefix and other != method]
+    if taken:
+        raise ValueError(
+            f"{tuner.__name__}: prefix={tuner.prefix!r} is that of {_method(taken[0])}: choose another one"
+        )
+    for table, entry in zip(tables, (config, tuner, tuner.prefix), strict=True):
+        table[method] = entry
+
+
+def require_peft() -> None:
+    """Say which extra is missing.
+
+    Raises:
+        ModuleNotFoundError: if peft is.
+    """
+    try:
+        import_module("peft")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "peft":
+            raise
+        message = "adapters need peft: pip install 'lightning-plasticity[recipes]'"
+        raise ModuleNotFoundError(message, name="peft") from error
 
 
 _BOOKKEEPING = {
@@ -129,6 +166,7 @@ def make_config(config: Any, backbone: nn.Module) -> Any:
         >>> make_config({"method": "ssf", "init": "noise"}, nn.Linear(2, 2)).init
         'noise'
     """
+    require_peft()
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 

@@ -7,14 +7,12 @@ the block makes of them is thrown away.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_plasticity.continual.adapters.tuner import Layer, Tuner, TunerConfig
-
-DEEP_PROMPT = "PLASTICITY_DEEP_PROMPT"
+from lightning_plasticity.continual.adapters.tuner import Tuner, TunerConfig, TunerLayer
 
 
 @dataclass
@@ -35,12 +33,13 @@ class DeepPromptConfig(TunerConfig):
         ValueError: for a setting out of range.
     """
 
+    method: ClassVar[str] = "PLASTICITY_DEEP_PROMPT"
     num_tokens: int = 5
     init: Literal["uniform", "zeros"] = "uniform"
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        self.finish(DEEP_PROMPT)
+        super().__post_init__()
         self.require(self.num_tokens >= 1, "num_tokens", "1 or more")
         self.require(self.init in ("uniform", "zeros"), "init", "'uniform' or 'zeros'")
 
@@ -64,7 +63,7 @@ class PromptedBlock(nn.Module):
         return run_prompted(self.block, self.prompts, x, *args, **kwargs)
 
 
-class DeepPromptLayer(Layer):
+class DeepPromptLayer(TunerLayer):
     """A block with prompts for each adapter."""
 
     adapter_layer_names = ("deep_prompt_tokens",)
@@ -81,7 +80,7 @@ class DeepPromptLayer(Layer):
             bound = math.sqrt(6 / (2 * width))
             nn.init.uniform_(prompts, -bound, bound)
         self.deep_prompt_tokens[adapter_name] = nn.Parameter(prompts)
-        self._finish(adapter_name, config)
+        self.finish(adapter_name, config)
 
     def _prompts(self, names: Iterable[str]) -> Tensor:
         return torch.cat([self.deep_prompt_tokens[name] for name in names])

@@ -6,7 +6,7 @@ merged network costs nothing.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_plasticity.continual.adapters.tuner import Layer, Tuner, TunerConfig
+from lightning_plasticity.continual.adapters.tuner import Tuner, TunerConfig, TunerLayer
 
-SSF = "PLASTICITY_SSF"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -36,15 +35,16 @@ class SSFConfig(TunerConfig):
         ValueError: for another ``init``.
     """
 
+    method: ClassVar[str] = "PLASTICITY_SSF"
     init: Literal["identity", "noise"] = "identity"
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        self.finish(SSF)
+        super().__post_init__()
         self.require(self.init in ("identity", "noise"), "init", "'identity' or 'noise'")
 
 
-class SSFLayer(Layer):
+class SSFLayer(TunerLayer):
     """A linear, convolution or normalisation layer with a scale and a shift per output channel."""
 
     adapter_layer_names = ("ssf_scale", "ssf_shift")
@@ -61,7 +61,7 @@ class SSFLayer(Layer):
         if config.init == "noise":
             scale, shift = torch.normal(scale, 0.02), torch.normal(shift, 0.02)
         self.ssf_scale[adapter_name], self.ssf_shift[adapter_name] = nn.Parameter(scale), nn.Parameter(shift)
-        self._finish(adapter_name, config)
+        self.finish(adapter_name, config)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the layer, scaled and shifted by the active adapters."""

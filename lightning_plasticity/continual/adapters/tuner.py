@@ -4,7 +4,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -15,19 +15,26 @@ from torch import nn
 class TunerConfig(PeftConfig):
     """Where an adapter goes, as for peft's own methods.
 
+    A subclass is a dataclass with settings of its own, all with defaults, and names its method.
+
     Args:
         target_modules: names of the modules to adapt: a list of endings, or a regular expression that a whole
             name must match. None: those that the method itself is for.
         exclude_modules: names of modules to leave out, likewise.
+
+    Attributes:
+        method: its name for peft, which no other method has.
     """
+
+    method: ClassVar[str]
 
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
 
-    def finish(self, peft_type: str) -> None:
-        """Run peft's own checks, and say of which method this is."""
+    def __post_init__(self) -> None:
+        """Run peft's own checks, and say of which method this is; a subclass adds checks of its own."""
         super().__post_init__()  # type: ignore[no-untyped-call]
-        self.peft_type = peft_type
+        self.peft_type = self.method
 
     def require(self, condition: bool, name: str, wanted: str) -> None:
         """Refuse a setting.
@@ -39,11 +46,12 @@ class TunerConfig(PeftConfig):
             raise ValueError(f"{type(self).__name__}: {name}={getattr(self, name)!r} must be {wanted}")
 
 
-class Layer(nn.Module, BaseTunerLayer):
+class TunerLayer(nn.Module, BaseTunerLayer):
     """A module with adapters beside it, one for each name.
 
     A subclass lists in ``adapter_layer_names`` its containers keyed by the adapters' names, fills them in
-    ``update_layer``, and gives ``base_layer``'s output where no adapter is active.
+    ``update_layer``, which ends with ``finish``, and changes ``base_layer``'s output by those that are
+    ``acting()``.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -64,7 +72,7 @@ class Layer(nn.Module, BaseTunerLayer):
         available = self._get_available_adapters()
         return [name for name in self.active_adapters if name in available]
 
-    def _finish(self, adapter_name: str, config: TunerConfig) -> None:
+    def finish(self, adapter_name: str, config: TunerConfig) -> None:
         """Put a new adapter where the wrapped module is, and leave the active adapters as they are."""
         like = next(self.base_layer.parameters(), None)
         if like is not None:
@@ -76,10 +84,16 @@ class Layer(nn.Module, BaseTunerLayer):
 
 
 class Tuner(BaseTuner):
-    """Wraps each module that a configuration names into this method's layer."""
+    """Wraps each module that a configuration names into this method's layer.
 
-    tuner_layer_cls: type[Layer]
-    fitting = ""  # what a module must be, in words
+    Attributes:
+        prefix: how the names of the method's tensors begin; no other method's do.
+        tuner_layer_cls: the method's layer.
+        fitting: what a module must be for it, in words.
+    """
+
+    tuner_layer_cls: type[TunerLayer]
+    fitting = "module"
 
     @abstractmethod
     def fits(self, module: nn.Module) -> bool:

@@ -14,9 +14,12 @@ from torch import nn
 from lightning_plasticity.continual.adapters import (
     AdapterPair,
     SSFConfig,
+    Tuner,
+    TunerConfig,
     make_config,
     plain_config,
     register,
+    register_tuner,
 )
 from tests.continual.adapters.nets import CASES, bare, settings
 
@@ -34,6 +37,26 @@ def test_registering_again_changes_nothing_and_hides_no_method_of_peft():
     assert all(prefixes.count(tables[2][name]) == 1 for name in ours)
 
 
+@pytest.mark.parametrize(
+    ("method", "prefix", "words"),
+    [
+        ("LORA", "own_", r"OwnConfig: method='LORA' is LoraConfig's: choose another name"),
+        ("PLASTICITY_SSF", "own_", r"method='PLASTICITY_SSF' is SSFConfig's"),
+        ("OWN", "ssf_", r"OwnModel: prefix='ssf_' is that of ssf: choose another one"),
+        ("OWN", "lora_", r"prefix='lora_' is that of lora"),
+    ],
+)
+def test_a_tuner_of_a_taken_name_or_prefix_is_refused(method, prefix, words):
+    register()
+    tables = [getattr(mapping, f"PEFT_TYPE_TO_{what}_MAPPING") for what in ("CONFIG", "TUNER", "PREFIX")]
+    before = [dict(table) for table in tables]
+    config = type("OwnConfig", (TunerConfig,), {"method": method})
+    model = type("OwnModel", (Tuner,), {"prefix": prefix})
+    with pytest.raises(ValueError, match=words):
+        register_tuner(config, model)
+    assert [dict(table) for table in tables] == before
+
+
 def test_a_peft_without_the_tables_is_named(monkeypatch):
     monkeypatch.delattr(mapping, "PEFT_TYPE_TO_PREFIX_MAPPING")
     with pytest.raises(RuntimeError, match=r"peft \d.* isn't supported: it has no tables"):
@@ -43,15 +66,21 @@ def test_a_peft_without_the_tables_is_named(monkeypatch):
 def test_nothing_imports_peft_before_it_is_needed():
     code = "import sys, lightning_plasticity.continual.adapters as a; print(a.__all__, 'peft' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names = ["AdapterPair", "BottleneckConfig", "DeepPromptConfig", "SSFConfig"]
-    assert done.stdout.strip() == f"{[*names, 'make_config', 'plain_config', 'register']} False"
+    classes = ["AdapterPair", "BottleneckConfig", "DeepPromptConfig", "SSFConfig"]
+    bases = ["Tuner", "TunerConfig", "TunerLayer"]
+    functions = ["make_config", "plain_config", "register", "register_tuner"]
+    assert done.stdout.strip() == f"{[*classes, *bases, *functions]} False"
 
 
-def test_a_missing_peft_names_the_extra():
-    code = (
-        "import sys; sys.modules['peft'] = None\n"
-        "from lightning_plasticity.continual.adapters import SSFConfig"
-    )
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from lightning_plasticity.continual.adapters import SSFConfig",
+        "from lightning_plasticity.continual.adapters import make_config; make_config('ssf', None)",
+    ],
+)
+def test_a_missing_peft_names_the_extra(code):
+    code = f"import sys; sys.modules['peft'] = None\n{code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "adapters need peft: pip install 'lightning-plasticity[recipes]'" in done.stderr
 
