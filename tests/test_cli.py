@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core import rank_zero
 
 from lightning_plasticity import runs
 from lightning_plasticity.callbacks.figures import FigureLogger
@@ -349,6 +350,7 @@ def test_an_error_amid_a_run_says_how_to_go_on(recipe, monkeypatch, capsys):
     assert "Failed. To resume: python" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_hears_interrupts")
 def test_workers_that_end_with_a_ctrl_c_are_no_failure(recipe, monkeypatch, capsys):
     """They hear the signal too, so that their loader fails before the next batch comes."""
 
@@ -446,7 +448,7 @@ def test_what_nobody_here_can_mend_is_left_out(caplog):
     hush_others()
     hush_others()
     warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated, use another", FutureWarning, stacklevel=1)
-    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+    with caplog.at_level(logging.INFO, logger=rank_zero.log.name):
         rank_zero_info("💡 Tip: For seamless cloud logging and experiment tracking, try something")
         rank_zero_info("Tip: everything else is told")
     assert [record.getMessage() for record in caplog.records] == ["Tip: everything else is told"]
