@@ -31,6 +31,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_plasticity.callbacks.interrupts import FinishBatch
 from lightning_plasticity.callbacks.support import callbacks_of
@@ -127,7 +128,8 @@ class PlasticityCLI(LightningCLI):
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
         check_checkpoint(path)
         given = self.config.clone()
-        self.parser.exit_on_error = False  # its own line would not say that it is about the checkpoint
+        # its own line would not say that it is about the checkpoint
+        exits, self.parser.exit_on_error = self.parser.exit_on_error, False
         try:
             super()._parse_ckpt_path()
         except ArgumentError as error:
@@ -135,8 +137,8 @@ class PlasticityCLI(LightningCLI):
                 f"ckpt_path={path} is not of this recipe's model: {one_line(str(error))}"
             ) from error
         finally:
-            self.parser.exit_on_error = True
-        if subcommand:
+            self.parser.exit_on_error = exits
+        if subcommand and getattr(rank_zero_only, "rank", 0) == 0:
             for line in _differences(given[subcommand].get("model"), self.config[subcommand].get("model")):
                 print(f"As in the checkpoint: {line}", flush=True)
 
@@ -156,7 +158,7 @@ class PlasticityCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Instantiates everything; here a ValueError is a wrong setting and ends a command line."""
-        with one_line_errors(ValueError, RuntimeError, active=self._from_shell):
+        with one_line_errors(ValueError, active=self._from_shell):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -173,18 +175,30 @@ class PlasticityCLI(LightningCLI):
         keeps = config.get("enable_checkpointing") is not False and not config.get("fast_dev_run")
         if keeps and not _has_checkpoint(callbacks):
             callbacks.append(ModelCheckpoint(save_last=True, save_on_exception=True))
-        callbacks.insert(0, FinishBatch())
-        return super().instantiate_trainer(**kwargs)
+        self._interrupts = FinishBatch()
+        callbacks.insert(0, self._interrupts)
+        with one_line_errors(RuntimeError, active=self._from_shell):  # as of two callbacks of one state
+            return super().instantiate_trainer(**kwargs)
 
     def fit(self, **arguments: Any) -> None:
         """Runs `trainer.fit` and says where the run's files are, or how to go on after an interrupt."""
-        try:
-            with one_line_errors(ValueError, active=self._from_shell, only_ours=True):
+        with one_line_errors(ValueError, active=self._from_shell, only_ours=True):
+            try:
                 self.trainer.fit(**arguments)
-        except SystemExit:  # how Lightning ends on Ctrl-C and SIGTERM, once the checkpoint is saved
-            self._print(_resume_hint(self.trainer, self.script or Path(sys.argv[0])))
-            raise
+            except SystemExit:  # how Lightning ends on Ctrl-C and SIGTERM, once the checkpoint is saved
+                self._print(f"Interrupted. {self._resume_hint()}")
+                raise
+            except Exception as error:
+                if self._interrupts.asked:  # it came from what the Ctrl-C ended, such as a loader's workers
+                    self._print(f"Interrupted. {self._resume_hint()}")
+                    raise SystemExit(1) from error
+                if _newest_checkpoint(self.trainer) is not None:
+                    self._print(f"Failed. {self._resume_hint()}")
+                raise
         self._print(f"This run's files: {run_folder(self.trainer)}")
+
+    def _resume_hint(self) -> str:
+        return _resume_hint(self.trainer, self.script or Path(sys.argv[0]))
 
     def _run_loggers(self, trainer_config: Mapping[str, Any]) -> Any:
         root = trainer_config.get("default_root_dir") or "runs"
@@ -236,11 +250,11 @@ class _CommandChosen(Exception):
 def _resume_hint(trainer: Trainer, script: Path) -> str:
     checkpoint = _newest_checkpoint(trainer)
     if checkpoint is None:
-        return "Interrupted before the first checkpoint: there is nothing to resume."
+        return "There is no checkpoint yet, so nothing to resume."
     saved = [callback.path for callback in callbacks_of(trainer) if isinstance(callback, SaveRunConfig)]
     config = [f"--config={path}" for path in saved if path is not None]
     command = ["python", str(script), "fit", *config, f"--ckpt_path={checkpoint}"]
-    return f"Interrupted. To resume: {shlex.join(command)}"
+    return f"To resume: {shlex.join(command)}"
 
 
 def _newest_checkpoint(trainer: Trainer) -> Path | None:

@@ -5,6 +5,7 @@ the types that it could have been. Here its message is boiled down to the option
 was given.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -37,7 +38,7 @@ class OneLineErrors:
 
     def error(self: Any, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program with exit status 2; a parser of a nested type raises, as jsonargparse wants it."""
-        if not self.exit_on_error:
+        if not self.exit_on_error or sys.flags.dev_mode or os.environ.get("JSONARGPARSE_DEBUG"):
             super().error(message, ex)  # type: ignore[misc]
         parser = getattr(ex, "subcommand_parser", None) or self
         program, _, command = parser.prog.replace(" [options]", "").partition(" ")
@@ -67,7 +68,10 @@ def one_line_errors(*errors: type[Exception], active: bool = True, only_ours: bo
             raise
         line = one_line(str(error))
         way_out = next((text for start, text in _WAYS_OUT.items() if line.startswith(start)), "")
-        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {line}{way_out and f' {way_out}'}") from error
+        deliberate = _is_ours(error) or isinstance(error, MisconfigurationException | ValueError)
+        where = "" if deliberate else " (python -X dev shows where)"
+        program = Path(sys.argv[0]).name
+        raise SystemExit(f"{program}: error: {line}{way_out and f' {way_out}'}{where}") from error
 
 
 def _is_ours(error: Exception) -> bool:
@@ -101,8 +105,10 @@ def check_checkpoint(path: str | Path | None) -> None:
         MisconfigurationException: naming the path.
     """
     place = Path(path or "")
-    is_shards = place.is_dir() and (place / "meta.pt").is_file()  # FSDP2 writes folders
-    if path and place.exists() and not (is_shards or is_zipfile(place)):
+    if not path or path in ("best", "last", "hpc") or not place.exists():
+        return  # Lightning's keywords, and what it says of by itself
+    has_parts = place.is_dir() and bool({"meta.pt", "latest", ".metadata"} & set(os.listdir(place)))
+    if not (has_parts or is_zipfile(place)):  # FSDP2 and DeepSpeed write folders
         raise MisconfigurationException(
             f"ckpt_path={path} is no checkpoint: a run's last one is <run>/checkpoints/last.ckpt"
         )

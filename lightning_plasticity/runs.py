@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -152,8 +153,9 @@ def hush_others() -> None:
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
     # a run that goes on has a folder of its own here
     warnings.filterwarnings("ignore", "The dirpath has changed from", UserWarning)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(_is_no_advertisement)
+    log = getattr(import_module("lightning_utilities.core.rank_zero"), "log", None)
+    if isinstance(log, logging.Logger):  # of whichever Lightning was imported last: all tell through it
+        log.addFilter(_is_no_advertisement)
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

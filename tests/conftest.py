@@ -1,6 +1,7 @@
 """What every test shares: a folder of its own, no command line, and no W&B unless it asks for it."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,14 @@ collect_ignore_glob = ["benchmarks/bench_*.py"]  # scripts that print ratios
 def repository():
     """The root of the checkout."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def _hears_interrupts():
+    """Ctrl-C as a terminal's process hears it; one started in the background of a shell is deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from argparse import ArgumentError
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core import rank_zero
 
 from lightning_plasticity import runs
 from lightning_plasticity.callbacks.figures import FigureLogger
@@ -185,7 +187,7 @@ def test_an_interrupt_before_any_checkpoint_says_so(recipe, capsys):
             "--trainer.enable_checkpointing=false",
             trainer_defaults={"callbacks": [Interrupt()]},
         )
-    assert "Interrupted before the first checkpoint" in capsys.readouterr().out
+    assert "Interrupted. There is no checkpoint yet" in capsys.readouterr().out
 
 
 def compare(seeds: int, names: list[str] | None = None, ckpt_path: str | None = None):
@@ -324,13 +326,11 @@ def test_a_full_disk_ends_in_one_line(recipe, monkeypatch):
         raise OSError(28, "No space left on device", "last.ckpt")
 
     monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
-    assert (
-        from_shell(monkeypatch, recipe, "fit")
-        == "toy.py: error: [Errno 28] No space left on device: 'last.ckpt'"
-    )
+    said = "toy.py: error: [Errno 28] No space left on device: 'last.ckpt' (python -X dev shows where)"
+    assert from_shell(monkeypatch, recipe, "fit") == said
 
 
-def test_only_this_packages_own_words_hide_where_an_error_came_from(recipe, monkeypatch):
+def test_only_this_packages_own_words_hide_where_an_error_came_from(recipe, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(recipe), "fit"])
     with pytest.raises(ValueError, match="my own mistake"):
         PlasticityCLI(FailsInFit, BoringDataModule, script=recipe)
@@ -340,6 +340,32 @@ def test_only_this_packages_own_words_hide_where_an_error_came_from(recipe, monk
 
     monkeypatch.setattr(Net, "on_fit_start", refuse)
     assert from_shell(monkeypatch, recipe, "fit") == "toy.py: error: devices=2 must be 3 or more"
+    assert "Interrupted" not in capsys.readouterr().out
+
+
+def test_an_error_amid_a_run_says_how_to_go_on(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(Net, "on_train_epoch_end", lambda self: Path("nowhere").read_text())
+    line = from_shell(monkeypatch, recipe, "fit")
+    assert line == "toy.py: error: [Errno 2] No such file or directory: 'nowhere' (python -X dev shows where)"
+    assert "Failed. To resume: python" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_hears_interrupts")
+def test_workers_that_end_with_a_ctrl_c_are_no_failure(recipe, monkeypatch, capsys):
+    """They hear the signal too, so that their loader fails before the next batch comes."""
+
+    def interrupted(self, *_):
+        signal.raise_signal(signal.SIGINT)
+
+    def failed(self, *_):
+        raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly")
+
+    monkeypatch.setattr(Net, "on_before_zero_grad", interrupted)
+    monkeypatch.setattr(Net, "on_train_batch_end", failed)
+    assert from_shell(monkeypatch, recipe, "fit") == 1
+    told = capsys.readouterr()
+    assert "Interrupted. To resume: python" in told.out
+    assert "Stopping after this batch; once more to stop at once." in told.err
 
 
 def test_pythons_development_mode_shows_everything(tmp_path):
@@ -347,6 +373,13 @@ def test_pythons_development_mode_shows_everything(tmp_path):
     command = [sys.executable, "-X", "dev", "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stderr.startswith("Traceback")
+
+
+def test_jsonargparses_debugging_shows_everything(recipe, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEBUG", "true")
+    monkeypatch.setattr(sys, "argv", [str(recipe), "fit", "--model.rate=3"])
+    with pytest.raises(ArgumentError):
+        PlasticityCLI(Net, BoringDataModule, script=recipe)
 
 
 def test_the_same_mistake_from_python_raises_itself(recipe):
@@ -415,7 +448,7 @@ def test_what_nobody_here_can_mend_is_left_out(caplog):
     hush_others()
     hush_others()
     warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated, use another", FutureWarning, stacklevel=1)
-    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+    with caplog.at_level(logging.INFO, logger=rank_zero.log.name):
         rank_zero_info("💡 Tip: For seamless cloud logging and experiment tracking, try something")
         rank_zero_info("Tip: everything else is told")
     assert [record.getMessage() for record in caplog.records] == ["Tip: everything else is told"]

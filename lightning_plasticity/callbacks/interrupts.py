@@ -1,6 +1,7 @@
 """FinishBatch: Ctrl-C waits for the end of a batch, so that what is saved then is no half of one."""
 
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -13,11 +14,20 @@ class FinishBatch(Callback):
 
     In the middle of a batch the statistics of BatchNorm may have moved and the weights not, or some of them:
     a run resumed from there would not be the uninterrupted one. It belongs in front of all other callbacks.
+    In one process only: of several each could stop at another batch, and the others would wait for it.
+
+    Attributes:
+        asked: whether a Ctrl-C came in this fit. Workers of a data loader hear it too and end at once, so
+            that an error of the loader may come before the next batch does: it is the interrupt.
     """
 
     def __init__(self) -> None:
+        self.asked = False
         self._before: Any = None
-        self._asked = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self.asked = False
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -25,27 +35,29 @@ class FinishBatch(Callback):
         """Stop if it was asked for in the last batch; else listen."""
         self._stop_if_asked()
         if (
-            threading.current_thread() is threading.main_thread()
+            trainer.world_size == 1
+            and threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
             self._before = signal.signal(signal.SIGINT, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        if self.asked:
             self._release()
             signal.default_int_handler(number, frame)
-        self._asked = True
+        self.asked = True
+        print("Stopping after this batch; once more to stop at once.", file=sys.stderr, flush=True)
 
     def _stop_if_asked(self) -> None:
-        asked = self._asked
         self._release()
-        if asked:
+        if self.asked:
             raise KeyboardInterrupt
 
     def _release(self) -> None:
-        if self._before is not None:
+        # Lightning ignores the signal while it shuts down: that stays
+        if self._before is not None and signal.getsignal(signal.SIGINT) == self._ask:
             signal.signal(signal.SIGINT, self._before)
-        self._before, self._asked = None, False
+        self._before = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """No batch is being learned: stop if it was asked for."""

@@ -150,7 +150,8 @@ class Remap(Callback):
         """Measures it now where something else has ended the run, such as a time limit."""
         if self.stage != "before" and self._measured_at != trainer.global_step:
             self._measure_after(trainer, pl_module)
-            log_now(trainer, {"hippocampus/transfer_after": float(self.errors["after"].mean())})
+            mean: Any = trainer.strategy.reduce(self.errors["after"].mean(), reduce_op="mean")
+            log_now(trainer, {"hippocampus/transfer_after": float(mean)})
 
     def _measure_after(self, trainer: Trainer, module: Any) -> None:
         self.errors["after"], self._measured_at = self._error(module), trainer.global_step

@@ -56,7 +56,7 @@ def load(cls: type[_Saved], backbone: str | nn.Module, folder: str | Path) -> _S
     own = model.state_dict()
     model.load_state_dict({name: own[name] for name in own if name.startswith(ADAPTERS)} | saved["state"])
     model.begun, model.ended = saved["begun"], saved["ended"]
-    model.class_order = saved["class_order"]
+    model.class_order = saved.get("class_order")
     model.record = None if saved["record"] is None else Record.of(saved["record"])
     return model
 

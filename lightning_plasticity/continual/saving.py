@@ -59,8 +59,8 @@ class SavedModule(SessionModule):
         checkpoints.check_adapter(saved["adapter"], self.adapters.method)
         frozen = checkpoints.frozen_keys(self.state_dict())
         checkpoints.check_keys(set(self.state_dict()), frozen, set(checkpoint["state_dict"]))
-        sessions.check_order(saved["class_order"], self.class_order)
-        self.class_order = saved["class_order"]
+        sessions.check_order(saved.get("class_order"), self.class_order)
+        self.class_order = saved.get("class_order")
         self.begun, self.ended = saved["begun"], saved["ended"]
         self.record = None if saved["record"] is None else Record.of(saved["record"])
 

@@ -34,7 +34,7 @@ from lightning_plasticity.hopfield.client import client_step
 from lightning_plasticity.hopfield.config import FederationConfig
 from lightning_plasticity.hopfield.memory import Memory
 from lightning_plasticity.hopfield.messages import Contribution, column, current_basis, stamp, zeros
-from lightning_plasticity.hopfield.safety import REASONS, counted_sizes, inspect_contribution
+from lightning_plasticity.hopfield.safety import MALFORMED, counted_sizes, inspect_contribution
 from lightning_plasticity.hopfield.server import server_step
 
 __all__ = ["Contribution", "client_step", "combine", "current_basis", "federate", "server_step", "zeros"]
@@ -80,7 +80,7 @@ def federate(
 def _require_any(memory: Memory, clients: int) -> None:
     """In one process data of which none can be used are a mistake, not an attack."""
     rejected = memory.report.rejected
-    if len(rejected) == clients and set(rejected.values()) <= set(REASONS[1:4]):
+    if len(rejected) == clients and set(rejected.values()) <= set(MALFORMED):
         reasons = "; ".join(f"{client}: {reason}" for client, reason in rejected.items())
         raise ValueError(f"clients: no examples can be used, of client {reasons}")
 

@@ -26,6 +26,7 @@ REASONS = (  # the code in a table's "rejected" column is the index here
     "the server asks for less privacy than the client insists on",
     "basis is not orthonormal: an answer would cost more privacy than was agreed",
 )
+MALFORMED = REASONS[1:4]  # data that a caller has made wrongly
 TOO_FEW, REPEAT, LESS_PRIVATE, STRETCHED = 4, 5, 12, 13
 
 

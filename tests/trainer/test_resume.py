@@ -345,6 +345,7 @@ def interrupted(callbacks, folder, batches=4):
     return trainer.global_step, folder / "stopped.ckpt"
 
 
+@pytest.mark.usefixtures("_hears_interrupts")
 @pytest.mark.parametrize("step", [5, 7])
 @pytest.mark.parametrize("hook", ["on_before_backward", "on_before_optimizer_step", "on_before_zero_grad"])
 def test_ctrl_c_in_a_batch_waits_for_its_end(tmp_path, hook, step):
@@ -358,6 +359,7 @@ def test_ctrl_c_in_a_batch_waits_for_its_end(tmp_path, hook, step):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("_hears_interrupts")
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     reached, _ = interrupted([FinishBatch(), InterruptIn("on_before_optimizer_step", times=2)], tmp_path)
     assert reached == 5

@@ -46,9 +46,12 @@ def register_tuner(config: type[Any], tuner: type[Any]) -> None:
     if not all(isinstance(getattr(mapping, name, None), dict) for name in names):
         raise RuntimeError(f"peft {peft.__version__} isn't supported: it has no tables {names}; 0.21 has")
     tables: list[dict[Any, Any]] = [getattr(mapping, name) for name in names]
-    method, prefixes = config.method, tables[2]
+    method, prefixes = getattr(config, "method", None), tables[2]
+    if not isinstance(method, str):
+        raise ValueError(f"{config.__name__}: method={method!r} must be the method's name")
     known = tables[0].get(method, config)
-    if known.__qualname__ != config.__qualname__:  # the same one from a module run anew is no other
+    # the same one from a module that is run anew is no other
+    if (known.__module__, known.__qualname__) != (config.__module__, config.__qualname__):
         raise ValueError(f"{config.__name__}: method={method!r} is {known.__name__}'s: choose another name")
     taken = [other for other, prefix in prefixes.items() if prefix == tuner.prefix and other != method]
     if taken:

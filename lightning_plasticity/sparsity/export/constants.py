@@ -39,8 +39,9 @@ def constant_inputs(model: nn.Module, example_inputs: Inputs) -> dict[str, Tenso
 
     The model runs once on NaN, in evaluation mode and double precision. A convolution or linear layer passes
     NaN on only along weights that are not zero, and every other operation passes it on by IEEE arithmetic, so
-    that what is finite in the end cannot depend on the input. A second run on the real example has to show
-    the same numbers: this catches operations that swallow NaN, such as a comparison.
+    that what is finite in the end cannot depend on the input. Runs on the real example and on its opposite,
+    three times as strong, have to show the same numbers: this catches operations that swallow NaN, such as a
+    comparison.
 
     Args:
         model: Any model; it is copied, not changed.
@@ -64,14 +65,16 @@ def constant_inputs(model: nn.Module, example_inputs: Inputs) -> dict[str, Tenso
     with torch.no_grad(), _nan_follows_weights(probe):
         proven = _record_inputs(probe, [torch.full_like(value, torch.nan) for value in inputs])
     with torch.no_grad():
-        seen = _record_inputs(probe, inputs)
+        runs = [_record_inputs(probe, given) for given in (inputs, [-3 * value for value in inputs])]
     return {
-        name: torch.where(
-            torch.isclose(values[0], seen[name][0], rtol=1e-9, atol=1e-12), values[0], torch.nan
-        )
+        name: torch.where(_all_close([seen[name][0] for seen in runs], values[0]), values[0], torch.nan)
         for name, values in proven.items()
-        if len(values) == 1 and len(seen[name]) == 1
+        if len(values) == 1 and all(len(seen[name]) == 1 for seen in runs)
     }
+
+
+def _all_close(found: Sequence[Tensor], wanted: Tensor) -> Tensor:
+    return torch.stack([torch.isclose(one, wanted, rtol=1e-9, atol=1e-12) for one in found]).all(0)
 
 
 def _record_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, list[Tensor]]:

@@ -54,6 +54,10 @@ def test_a_tuner_of_a_taken_name_or_prefix_is_refused(method, prefix, words):
     model = type("OwnModel", (Tuner,), {"prefix": prefix})
     with pytest.raises(ValueError, match=words):
         register_tuner(config, model)
+    with pytest.raises(ValueError, match="OwnConfig: method=None must be the method's name"):
+        register_tuner(type("OwnConfig", (), {}), model)
+    with pytest.raises(ValueError, match="method='LORA' is LoraConfig's"):
+        register_tuner(type("LoraConfig", (TunerConfig,), {"method": "LORA"}), model)
     assert [dict(table) for table in tables] == before
 
 
