@@ -1,5 +1,6 @@
 """FinishBatch: Ctrl-C waits for the end of a batch, so that what is saved then is no half of one."""
 
+import os
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ class FinishBatch(Callback):
     def __init__(self) -> None:
         self.asked = False
         self._before: Any = None
+        self._process = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
@@ -39,9 +41,11 @@ class FinishBatch(Callback):
             and threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before, self._process = signal.signal(signal.SIGINT, self._ask), os.getpid()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a loader's worker, forked since: it is needed until the end
+            return
         if self.asked:
             self._release()
             signal.default_int_handler(number, frame)
