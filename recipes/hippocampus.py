@@ -51,10 +51,8 @@ class Recipe(PlasticityCLI):
         }
         print("\n" + report.track_summary(model))
         print("\n" + report.dark_table({name: found.error for name, found in dark.items()}, dt))
-        spread = "models" if model.models > 1 else "walks"
-        print(
-            f"20 walks of {seconds:g} s, mean and spread over {spread}; chance is {model.settings.circumference / 4:g} m"
-        )
+        spread, chance = "models" if model.models > 1 else "walks", model.settings.circumference / 4
+        print(f"20 walks of {seconds:g} s, mean and spread over {spread}; chance is {chance:g} m")
         speeds = torch.linspace(-1.2, 1.2, 13)
         drawn = {
             "tracking": figures.tracking_figure(dark["without noise"], dt),
