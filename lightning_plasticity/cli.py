@@ -34,7 +34,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_plasticity.callbacks.interrupts import FinishBatch
-from lightning_plasticity.callbacks.support import callbacks_of
+from lightning_plasticity.callbacks.support import callbacks_of, leaves_no_trace
 from lightning_plasticity.mistakes import USER_ERRORS, check_checkpoint, one_line, one_line_errors
 from lightning_plasticity.parsing import RecipeParser, require_jsonargparse
 from lightning_plasticity.parsing import run_function as run_function
@@ -207,7 +207,7 @@ class PlasticityCLI(LightningCLI):
         return run_loggers(root, self.recipe, wandb=self._get(self.config, "wandb"))
 
     def _print(self, line: str) -> None:
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.trainer.is_global_zero and not leaves_no_trace(self.trainer):
             print(line, flush=True)
 
     def _defaults_of_script(self, parser_kwargs: Mapping[str, Any] | None, run: bool) -> dict[str, Any]:

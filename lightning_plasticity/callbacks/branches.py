@@ -131,7 +131,10 @@ def undisturbed(trainer: Trainer) -> Iterator[None]:
 
 
 def random_state() -> dict[str, Any]:
-    """The global random states of torch, CUDA, NumPy and Python, in plain types for a checkpoint."""
+    """The global random states of torch, CUDA, NumPy and Python, in plain types for a checkpoint.
+
+    NumPy's too, deprecated as it is: users' data sets and augmentations draw from it.
+    """
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),

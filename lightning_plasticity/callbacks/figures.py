@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_plasticity.callbacks.support import callbacks_of
+from lightning_plasticity.callbacks.support import callbacks_of, leaves_no_trace
 from lightning_plasticity.callbacks.tables import log_table
 from lightning_plasticity.figures import require_matplotlib, save_figure
 from lightning_plasticity.runs import run_folder
@@ -71,7 +71,7 @@ class FigureLogger(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds out before the training, and not after it, that figures cannot be drawn or written."""
         require_matplotlib()
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not leaves_no_trace(trainer):
             run_folder(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,7 +120,7 @@ def log_figure(trainer: Trainer, name: str, figure: Figure) -> Path | None:
         The path of the file; `None` under `fast_dev_run`, which leaves no trace, and on ranks other than
         zero.
     """
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if leaves_no_trace(trainer):
         return None
     path = save_figure(figure, run_folder(trainer) / "figures" / f"{name}.png")
     for logger in trainer.loggers:
@@ -151,7 +151,7 @@ def _figure_function(figure: str | FigureFunction) -> FigureFunction:
 def _imported(figure: str) -> FigureFunction:
     module, _, name = figure.rpartition(".") if isinstance(figure, str) else ("", "", "")
     try:
-        function = getattr(import_module(module), name)
+        function: FigureFunction = getattr(import_module(module), name)
     except (ValueError, ImportError, AttributeError) as error:
         raise MisconfigurationException(
             f"figures: {figure!r} is neither a function nor an import path like 'package.module.function' "
@@ -159,7 +159,7 @@ def _imported(figure: str) -> FigureFunction:
         ) from error
     if not callable(function):
         raise MisconfigurationException(f"figures: {figure!r} is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _checked(figure: Any, name: str, source: str) -> Figure:

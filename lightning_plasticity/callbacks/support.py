@@ -37,6 +37,11 @@ def callbacks_of(trainer: Trainer) -> list[Any]:
     return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
 
 
+def leaves_no_trace(trainer: Trainer) -> bool:
+    """Whether this is a ``fast_dev_run``, which Lightning sets without declaring it."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def check_strategy(trainer: Trainer, who: str) -> None:
     """Refuse strategies under which masks would silently go wrong.
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_plasticity.callbacks.support import leaves_no_trace
 from lightning_plasticity.runs import run_folder
 
 Table = Sequence[Mapping[str, Any]]
@@ -30,7 +31,7 @@ def log_table(trainer: Trainer, name: str, rows: Table) -> Path | None:
         The path of the file; `None` if there are no rows, under `fast_dev_run`, which leaves no trace, and on
         ranks other than zero.
     """
-    if trainer.fast_dev_run or not rows:  # type: ignore[attr-defined]
+    if leaves_no_trace(trainer) or not rows:
         return None
     columns = list(rows[0])
     path = run_folder(trainer) / "tables" / f"{name}.csv"

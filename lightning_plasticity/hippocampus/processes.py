@@ -59,12 +59,14 @@ class Processes:
                     self.weights[name].copy_(weight)
 
     def _check_data(self: "HippocampalFormation", data: Any) -> None:  # type: ignore[misc]
-        other = "latents" if self.settings.task == "track" else "circumference"
-        own_kind = {"latents": "circumference", "circumference": "latents"}[other]
-        if hasattr(data, other) and not hasattr(data, own_kind):
+        task = self.settings.task
+        fitting, own_mark, other_mark = {
+            "track": ("TrackData", "circumference", "latents"),
+            "latents": ("LatentData", "latents", "circumference"),
+        }[task]
+        if hasattr(data, other_mark) and not hasattr(data, own_mark):
             raise MisconfigurationException(
-                f"data={type(data).__name__} is not for task={self.settings.task!r}: give "
-                f"{'TrackData' if self.settings.task == 'track' else 'LatentData'}, or another preset"
+                f"data={type(data).__name__} is not for task={task!r}: give {fitting}, or another preset"
             )
         mine = {"models": self.models, "agents": self.agents}
         for name in ("dt", "circumference", "latents"):

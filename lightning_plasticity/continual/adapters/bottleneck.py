@@ -106,7 +106,8 @@ class BottleneckLayer(TunerLayer):
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         """Add an adapter."""
-        width = len(self.base_layer.norm2.weight)  # type: ignore[union-attr, arg-type]
+        block: Any = self.base_layer
+        width = len(block.norm2.weight)
         down, up = nn.Linear(width, config.bottleneck), nn.Linear(config.bottleneck, width)
         nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
         for zero in (down.bias, up.weight, up.bias):

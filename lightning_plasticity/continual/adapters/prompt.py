@@ -74,7 +74,8 @@ class DeepPromptLayer(TunerLayer):
 
     def update_layer(self, adapter_name: str, config: DeepPromptConfig) -> None:
         """Add an adapter."""
-        width = len(self.base_layer.norm1.weight)  # type: ignore[union-attr, arg-type]
+        block: Any = self.base_layer
+        width = len(block.norm1.weight)
         prompts = torch.zeros(config.num_tokens, width)
         if config.init == "uniform":
             bound = math.sqrt(6 / (2 * width))
