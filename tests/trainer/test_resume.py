@@ -1,5 +1,6 @@
 """Resume: a run stopped after any step and resumed equals the run that was never stopped, bit for bit."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -363,3 +364,33 @@ def test_ctrl_c_in_a_batch_waits_for_its_end(tmp_path, hook, step):
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     reached, _ = interrupted([FinishBatch(), InterruptIn("on_before_optimizer_step", times=2)], tmp_path)
     assert reached == 5
+
+
+class SwallowedIn(InterruptIn):
+    """Ctrl-C where a library catches everything, as fsspec does while it looks for a checkpoint."""
+
+    def _interrupt(self, *arguments):
+        with contextlib.suppress(BaseException):
+            super()._interrupt(*arguments)
+
+
+@pytest.mark.usefixtures("_hears_interrupts")
+@pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_train_epoch_start"])
+def test_a_ctrl_c_that_is_swallowed_between_batches_is_not_lost(tmp_path, hook):
+    reached, path = interrupted([FinishBatch(), SwallowedIn(hook, step=8)], tmp_path)
+    assert reached == 8
+    assert torch.load(path, weights_only=True)["global_step"] == 8
+
+
+@pytest.mark.usefixtures("_hears_interrupts")
+def test_the_signal_is_given_back(tmp_path):
+    heard = []
+
+    class Listens(L.Callback):
+        def on_train_batch_end(self, *_):
+            heard.append(signal.getsignal(signal.SIGINT))
+
+    first = FinishBatch()
+    fit(ConvNet(adamw, True), [first, Listens()])
+    assert set(heard) == {first._ask}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
