@@ -36,6 +36,16 @@ _CLASS = re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>|(?:[a-z]\w*\.)+([A-Z]\w*)")
 class OneLineErrors:
     """Mixed into a parser of jsonargparse: a mistake ends in one line, not in all options and a list."""
 
+    _reading: Any = None
+
+    def parse_path(self: Any, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Remembers the file, so that what is wrong in it is said to be."""
+        self._reading = path
+        try:
+            return super().parse_path(path, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._reading = None
+
     def error(self: Any, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program with exit status 2; a parser of a nested type raises, as jsonargparse wants it."""
         if not self.exit_on_error or sys.flags.dev_mode or os.environ.get("JSONARGPARSE_DEBUG"):
@@ -45,6 +55,10 @@ class OneLineErrors:
         script = sys.argv[0] if Path(sys.argv[0]).name == program else program
         hint = " ".join(word for word in ("python", script, command, "--help") if word)
         line = one_line(message, _options(self)).removesuffix(".")
+        files = [self._reading] if self._reading else []
+        if line.startswith("Problems parsing config"):  # else that of the defaults
+            files = files or parser.default_config_files
+        line = ": ".join([str(file) for file in files[:1]] + [line])
         sys.stderr.write(f"{program}: error: {line}; for all options: {hint}\n")
         raise SystemExit(2)
 

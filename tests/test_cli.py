@@ -407,12 +407,14 @@ def test_a_missing_extra_names_the_command_that_installs_it(recipe, monkeypatch)
             "expected float or Mapping",
         ),
         (["fit", "--config=nowhere.yaml"], "config: File does not exist"),
-        (["fit", "--config=torn.yaml"], "did not find expected ',' or '}'"),
+        (["fit", "--config=torn.yaml"], "error: torn.yaml: Problems parsing config: while parsing"),
+        (["fit", "--config=slow.yaml"], "error: slow.yaml: model.lr: expected float, given 'slow'"),
     ],
 )
 def test_an_option_that_is_wrong_ends_in_one_line(recipe, monkeypatch, capsys, tmp_path, arguments, said):
     monkeypatch.chdir(tmp_path)
     Path("torn.yaml").write_text("model: {lr: 3")
+    Path("slow.yaml").write_text("model: {lr: slow}")
     monkeypatch.setattr(sys, "argv", [str(recipe), *arguments])
     with pytest.raises(SystemExit) as stopped:
         PlasticityCLI(Net, BoringDataModule, script=recipe)
@@ -421,6 +423,15 @@ def test_an_option_that_is_wrong_ends_in_one_line(recipe, monkeypatch, capsys, t
     assert said in line
     command = f" {arguments[0]}" if arguments[0] == "fit" else ""
     assert line.endswith(f"; for all options: python {recipe}{command} --help")
+
+
+def test_a_torn_file_of_defaults_is_named(recipe, monkeypatch, capsys):
+    recipe.with_suffix(".yaml").write_text("model: {lr: 3")
+    monkeypatch.setattr(sys, "argv", [str(recipe), "fit"])
+    with pytest.raises(SystemExit):
+        PlasticityCLI(Net, BoringDataModule, script=recipe)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"toy.py: error: {recipe.with_suffix('.yaml')}: Problems parsing config: while")
 
 
 def test_a_recipe_that_is_one_function(monkeypatch, capsys, tmp_path):

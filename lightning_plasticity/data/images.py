@@ -170,9 +170,14 @@ class ImageData(LightningDataModule):
             f"{self.data_dir.resolve() / names[0]} that holds one folder of images per class."
         )
 
-    @staticmethod
-    def _folder_classes(folder: Path) -> list[str]:
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    def _folder_classes(self, folder: Path) -> list[str]:
+        classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        if len(classes) < 2:
+            raise MisconfigurationException(
+                f"dataset='folder', data_dir={str(self.data_dir)!r}: {folder.resolve()} must hold one folder "
+                f"of images for each of two classes or more; it holds {classes}."
+            )
+        return classes
 
     def _setup_folder(self) -> dict[str, ImageTensors | ImageFiles]:
         size = self.image_size or 224

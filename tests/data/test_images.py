@@ -481,6 +481,9 @@ def test_folder_augmentation_is_repeatable_and_leaves_the_global_generator(tmp_p
 def test_folder_problems_are_named(tmp_path):
     with pytest.raises(MisconfigurationException, match="train"):
         ImageData("folder", data_dir=tmp_path).setup()
+    (tmp_path / "train").mkdir()
+    with pytest.raises(MisconfigurationException, match=r"train must hold one folder .* it holds \[\]"):
+        _ = ImageData("folder", data_dir=tmp_path).num_classes
     write_folder(tmp_path, ("train",))
     write_folder(tmp_path, ("val",), classes=("cat", "cow"))
     with pytest.raises(MisconfigurationException, match="cow"):
