@@ -249,6 +249,8 @@ class _CommandChosen(Exception):
 
 def _resume_hint(trainer: Trainer, script: Path) -> str:
     checkpoint = _newest_checkpoint(trainer)
+    if checkpoint is None and trainer.world_size > 1:  # forked or spawned: what they saved isn't known here
+        return f"A checkpoint, if the processes got that far, is in {run_folder(trainer) / 'checkpoints'}."
     if checkpoint is None:
         return "There is no checkpoint yet, so nothing to resume."
     saved = [callback.path for callback in callbacks_of(trainer) if isinstance(callback, SaveRunConfig)]

@@ -1,5 +1,6 @@
 """PlasticityCLI on tiny real trainings, in this process but for one interrupted child."""
 
+import contextlib
 import csv
 import json
 import logging
@@ -16,14 +17,14 @@ import pytest
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core import rank_zero
 
-from lightning_plasticity import runs
+from lightning_plasticity import cli, runs
 from lightning_plasticity.callbacks.figures import FigureLogger
 from lightning_plasticity.cli import PlasticityCLI, run_function
 from lightning_plasticity.mistakes import require_at_least
@@ -557,7 +558,8 @@ from lightning_plasticity.cli import PlasticityCLI
 
 class Net(BoringModel):
     def on_train_epoch_end(self):
-        print("epoch", self.current_epoch, flush=True)
+        if self.trainer.is_global_zero:
+            print("epoch", self.current_epoch, flush=True)
 
 if __name__ == "__main__":
     PlasticityCLI(Net, BoringDataModule, script=__file__)
@@ -569,27 +571,59 @@ def hear_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_real_signal_leaves_a_checkpoint_and_the_offline_wandb_run(tmp_path, sent):
-    (tmp_path / "endless.py").write_text(CHILD)
-    (tmp_path / "endless.yaml").write_text(yaml.safe_dump({"trainer": QUICK | {"max_epochs": -1}}))
+def stop_an_endless_recipe(folder, sent, text=CHILD, **trainer):
+    """Starts the recipe, sends all its processes a signal in the fourth epoch; its checkpoint, loaded."""
+    (folder / "endless.py").write_text(text)
+    (folder / "endless.yaml").write_text(yaml.safe_dump({"trainer": QUICK | {"max_epochs": -1} | trainer}))
     environment = os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "endless.py", "fit"]
-    options = {"stdout": subprocess.PIPE, "env": environment, "text": True}
+    options = {"stdout": subprocess.PIPE, "env": environment, "text": True, "start_new_session": True}
     with subprocess.Popen(command, preexec_fn=hear_interrupts, **options) as child:
         try:
             assert any(line.startswith("epoch 3") for line in child.stdout)
-            child.send_signal(sent)
+            os.killpg(child.pid, sent)
             output, _ = child.communicate(timeout=120)
         finally:
-            child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
     (hint,) = (line for line in output.splitlines() if "To resume: python" in line)
-    folder = tmp_path / "runs" / "endless" / "version_0"
     # which is not last.ckpt if the signal came between two files of one checkpoint
-    checkpoint = torch.load(tmp_path / hint.partition("--ckpt_path=")[2], weights_only=True)
+    return torch.load(folder / hint.partition("--ckpt_path=")[2], weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_real_signal_leaves_a_checkpoint_and_the_offline_wandb_run(tmp_path, sent):
+    checkpoint = stop_an_endless_recipe(tmp_path, sent)
     assert checkpoint["global_step"] >= 8
+    folder = tmp_path / "runs" / "endless" / "version_0"
     assert len(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+
+
+SLOW_SECOND = CHILD.replace(
+    "class Net(BoringModel):",
+    """class Net(BoringModel):
+    def on_before_backward(self, loss):
+        if self.global_rank == 1:
+            time.sleep(0.3)
+""",
+).replace("import sys", "import sys, time")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_stops_all_processes_after_the_same_batch(tmp_path, sent):
+    """The first waits for the second inside a collective by then; each by itself they wait for ever."""
+    checkpoint = stop_an_endless_recipe(tmp_path, sent, SLOW_SECOND, strategy="ddp", devices=2)
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+    assert checkpoint["global_step"] == progress["completed"] >= 8
+
+
+def test_forked_processes_know_their_checkpoint_and_the_first_one_does_not(tmp_path):
+    trainer = Trainer(devices=2, strategy="ddp_fork", default_root_dir=tmp_path, **QUICK, logger=False)
+    assert cli._resume_hint(trainer, Path("toy.py")) == (
+        f"A checkpoint, if the processes got that far, is in {tmp_path / 'checkpoints'}."
+    )
 
 
 def test_a_wrong_value_for_a_command_ends_in_one_line(monkeypatch):

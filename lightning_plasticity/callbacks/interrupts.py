@@ -1,4 +1,4 @@
-"""FinishBatch: Ctrl-C waits for the end of a batch, so that what is saved then is no half of one."""
+"""FinishBatch: an interrupt waits for the end of a batch, so that what is saved then is no half of one."""
 
 import os
 import signal
@@ -7,7 +7,10 @@ import threading
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class FinishBatch(Callback):
@@ -18,58 +21,91 @@ class FinishBatch(Callback):
     remembered, too: a library that swallows every exception (fsspec does while it looks whether a file
     exists, and Lightning asks it at each checkpoint) would else swallow the interrupt, and the run go on.
 
-    It belongs in front of all other callbacks. In one process only: of several each could stop at another
-    batch, and the others would wait for it.
+    Of several processes each would stop somewhere else, and the others wait for it for ever. So they ask each
+    other before every batch, validation and end of an epoch, and stop together at the next of these,
+    whichever was told to: the answers come while a batch is learned. They do so on SIGTERM, too: Lightning
+    tells the others of it from within the signal's handler, and waits for ever if they are in another
+    collective call by then (its issue 20806). In one process SIGTERM is Lightning's.
+
+    It belongs in front of all other callbacks.
 
     Attributes:
-        asked: whether a Ctrl-C came in this fit. Workers of a data loader may hear it too and end at once, so
-            that an error of the loader may come before the next batch does: it is the interrupt.
+        asked: whether an interrupt came in this fit. Workers of a data loader may hear it too and end at
+            once, so that an error of the loader may come before the next batch does: it is the interrupt.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self._learning = False
+        self._terminated = self._wait = self._together = self._speaks = self._hears_sigterm = False
         self._before: Any = None
         self._process = 0
+        self._answers: tuple[dist.Work, torch.Tensor] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, and listen."""
-        self.asked = self._learning = False
-        self._process = os.getpid()
-        if (
-            trainer.world_size == 1
-            and threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
+        self.asked = self._terminated = False
+        self._wait = self._together = trainer.world_size > 1 and dist.is_initialized()
+        self._answers = None
+        self._speaks, self._process = trainer.is_global_zero, os.getpid()
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._before = signal.signal(signal.SIGINT, self._ask)
+        self._hears_sigterm = main and self._together and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take SIGTERM over from Lightning, which has registered by now and gives it back in the end."""
+        if self._hears_sigterm:
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._process:
+            self.asked = self._terminated = True
+        else:  # forked since
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a loader's worker, forked since: it is needed until the end
             return
         again, self.asked = self.asked, True
-        if again or not self._learning:
+        if again or not self._wait:
             signal.default_int_handler(number, frame)
-        print("Stopping after this batch; once more to stop at once.", file=sys.stderr, flush=True)
+        if self._speaks:
+            print("Stopping after this batch; once more to stop at once.", file=sys.stderr, flush=True)
 
-    def _between_batches(self) -> None:
-        self._learning = False
-        if self.asked:
+    def _between_batches(self, trainer: Trainer) -> None:
+        self._wait = self._together
+        if self._together:
+            self._ask_the_others(trainer.strategy.root_device)
+        elif self.asked:
             raise KeyboardInterrupt
+
+    def _ask_the_others(self, device: torch.device) -> None:
+        """Stop if one was told to when they asked each other last; else ask."""
+        if self._answers is not None:
+            work, flags = self._answers
+            work.wait()
+            asked, terminated = flags.tolist()
+            self.asked = self.asked or bool(asked)
+            if asked:
+                raise SIGTERMException if terminated else KeyboardInterrupt
+        flags = torch.tensor([self.asked, self._terminated], dtype=torch.int32, device=device)
+        self._answers = dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Stop if it was asked for since the last batch began."""
-        self._between_batches()
-        self._learning = True
+        self._between_batches(trainer)
+        self._wait = self._together or trainer.world_size == 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """No batch is being learned: stop if it was asked for."""
-        self._between_batches()
+        self._between_batches(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """No batch is being learned: stop if it was asked for."""
-        self._between_batches()
+        self._between_batches(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signal back."""
