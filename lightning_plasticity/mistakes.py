@@ -22,6 +22,7 @@ USER_ERRORS = (MisconfigurationException, ModuleNotFoundError, OSError)
 
 _WAYS_OUT = {  # what others say without a way out: the beginning of it, and the way out
     "No supported gpu backend found": "torch sees no GPU here: leave --trainer.accelerator out",
+    "[Errno 13] Permission denied: 'runs'": "(run it in a folder that you may write to)",
 }
 _NOISE = (
     "Does not validate against",

@@ -331,6 +331,15 @@ def test_a_full_disk_ends_in_one_line(recipe, monkeypatch):
     assert from_shell(monkeypatch, recipe, "fit") == said
 
 
+def test_a_folder_that_is_not_writable_says_where_to_go(recipe, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "runs")
+
+    monkeypatch.setattr("lightning_plasticity.cli.run_loggers", refuse)
+    line = from_shell(monkeypatch, recipe, "fit")
+    assert "denied: 'runs' (run it in a folder that you may write to)" in line
+
+
 def test_only_this_packages_own_words_hide_where_an_error_came_from(recipe, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(recipe), "fit"])
     with pytest.raises(ValueError, match="my own mistake"):
