@@ -97,7 +97,8 @@ class PlasticityCLI(LightningCLI):
                 "save_config_callback": SaveRunConfig,
                 "save_config_kwargs": {"save_to_log_dir": False},
             }
-        kwargs.setdefault("parser_class", partial(RecipeParser, commands=self.commands))
+        self._linked: dict[str, Any] = {}
+        kwargs.setdefault("parser_class", partial(RecipeParser, commands=self.commands, linked=self._linked))
         kwargs["parser_kwargs"] = self._defaults_of_script(
             kwargs.get("parser_kwargs"), kwargs.get("run", True)
         )
@@ -115,6 +116,10 @@ class PlasticityCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the command line; a command of the recipe's own ends the rest of LightningCLI here."""
+        for word in sys.argv[1:] if args is None else args if isinstance(args, list) else ():
+            name = str(word).partition("=")[0].removeprefix("--")
+            if name in self._linked:
+                parser.error(f'Linked "{name}" must be given via "{self._linked[name]}"')
         super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
         if command in self.commands:

@@ -156,6 +156,8 @@ def one_line(message: str, options: Iterable[str] = ()) -> str:
     if any(line.startswith(_NOISE) or line.startswith('Parser key "') for line in lines):
         return _of_validation(lines)
     line = " ".join(lines)
+    if found := re.match(r"argument (\S+) --> (\S+): .* is not callable", line):
+        return f'Linked "{found[2]}" must be given via "{found[1]}"'
     if line.startswith("unrecognized arguments:"):
         unknown = [word.partition("=")[0] for word in line.split() if word.startswith("-")]
         near = dict.fromkeys(name for word in unknown for name in _similar(word, list(options)))

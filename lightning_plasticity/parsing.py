@@ -16,10 +16,15 @@ class RecipeParser(OneLineErrors, LightningArgumentParser):
     """LightningCLI's parser, whose subcommands include plain functions."""
 
     def __init__(
-        self, *args: Any, commands: Mapping[str, Callable[..., Any]] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        commands: Mapping[str, Callable[..., Any]] | None = None,
+        linked: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._commands = commands or {}  # jsonargparse makes parsers of this class for nested types too
+        self._linked = {} if linked is None else linked
 
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
         """Adds LightningCLI's own, then the functions."""
@@ -28,6 +33,12 @@ class RecipeParser(OneLineErrors, LightningArgumentParser):
             summary = (function.__doc__ or "").strip().partition("\n")[0]
             action.add_subcommand(name, command_parser(function, summary), help=summary)
         return action
+
+    def link_arguments(self, source: Any, target: str, *args: Any, **kwargs: Any) -> None:
+        """Remembers links into a class that is chosen: jsonargparse drops what is given there in silence."""
+        super().link_arguments(source, target, *args, **kwargs)
+        if ".init_args." in target:
+            self._linked |= dict.fromkeys((target, target.replace(".init_args", "")), source)
 
 
 def command_parser(function: Callable[..., Any], summary: str) -> Any:

@@ -435,6 +435,41 @@ def test_an_option_that_is_wrong_ends_in_one_line(recipe, monkeypatch, capsys, t
     assert line.endswith(f"; for all options: python {recipe}{command} --help")
 
 
+class Linked(PlasticityCLI):
+    """The seed of the data, whose class is chosen, is a link's."""
+
+    def add_arguments_to_parser(self, parser):
+        super().add_arguments_to_parser(parser)
+        parser.link_arguments("model.lr", "data.init_args.size")
+        parser.link_arguments("seed_everything", "model.size")
+
+
+class Sized(BoringDataModule):
+    def __init__(self, size: float = 1):
+        super().__init__()
+
+
+class SizedNet(Net):
+    def __init__(self, lr: float = 0.1, size: bool | int | None = 1):
+        super().__init__(lr)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--data.size=3", 'Linked "data.size" must be given via "model.lr"'),
+        ("--data.init_args.size=3", 'Linked "data.init_args.size" must be given via "model.lr"'),
+        ("--model.size=3", 'Linked "model.size" must be given via "seed_everything"'),
+    ],
+)
+def test_what_a_link_sets_cannot_be_given(recipe, monkeypatch, capsys, argument, said):
+    monkeypatch.setattr(sys, "argv", [str(recipe), "fit", "--data=Sized", argument])
+    with pytest.raises(SystemExit):
+        Linked(SizedNet, script=recipe, datamodule_class=Sized, subclass_mode_data=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"toy.py: error: {said}; for all options: python")
+
+
 def test_a_torn_file_of_defaults_is_named(recipe, monkeypatch, capsys):
     recipe.with_suffix(".yaml").write_text("model: {lr: 3")
     monkeypatch.setattr(sys, "argv", [str(recipe), "fit"])
