@@ -31,6 +31,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_plasticity.callbacks.interrupts import FinishBatch
@@ -254,8 +255,11 @@ class _CommandChosen(Exception):
 
 def _resume_hint(trainer: Trainer, script: Path) -> str:
     checkpoint = _newest_checkpoint(trainer)
-    if checkpoint is None and trainer.world_size > 1:  # forked or spawned: what they saved isn't known here
-        return f"A checkpoint, if the processes got that far, is in {run_folder(trainer) / 'checkpoints'}."
+    if checkpoint is None and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        # the run was of other processes: what they saved isn't known here
+        return (
+            f"The last checkpoint of an epoch, if there is one, is in {run_folder(trainer) / 'checkpoints'}."
+        )
     if checkpoint is None:
         return "There is no checkpoint yet, so nothing to resume."
     saved = [callback.path for callback in callbacks_of(trainer) if isinstance(callback, SaveRunConfig)]

@@ -666,7 +666,7 @@ def test_a_signal_stops_all_processes_after_the_same_batch(tmp_path, sent):
 def test_forked_processes_know_their_checkpoint_and_the_first_one_does_not(tmp_path):
     trainer = Trainer(devices=2, strategy="ddp_fork", default_root_dir=tmp_path, **QUICK, logger=False)
     assert cli._resume_hint(trainer, Path("toy.py")) == (
-        f"A checkpoint, if the processes got that far, is in {tmp_path / 'checkpoints'}."
+        f"The last checkpoint of an epoch, if there is one, is in {tmp_path / 'checkpoints'}."
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
@@ -17,15 +18,17 @@ class FinishBatch(Callback):
     """Put a Ctrl-C off until the batch that is being learned is over; a second one stops at once.
 
     In the middle of a batch the statistics of BatchNorm may have moved and the weights not, or some of them:
-    a run resumed from there would not be the uninterrupted one. Between batches a Ctrl-C stops at once. It is
-    remembered, too: a library that swallows every exception (fsspec does while it looks whether a file
-    exists, and Lightning asks it at each checkpoint) would else swallow the interrupt, and the run go on.
+    a run resumed from there would not be the uninterrupted one. In validation and while an epoch ends a
+    Ctrl-C stops at once. It is remembered, too: a library that swallows every exception (fsspec does while it
+    looks whether a file exists, and Lightning asks it at each checkpoint) would else swallow the interrupt,
+    and the run go on.
 
     Of several processes each would stop somewhere else, and the others wait for it for ever. So they ask each
-    other before every batch, validation and end of an epoch, and stop together at the next of these,
-    whichever was told to: the answers come while a batch is learned. They do so on SIGTERM, too: Lightning
-    tells the others of it from within the signal's handler, and waits for ever if they are in another
-    collective call by then (its issue 20806). In one process SIGTERM is Lightning's.
+    other before every batch and at the end of an epoch, and stop together once they know the answer, after
+    the batch that follows (or after a validation that follows). A second Ctrl-C ends them without a
+    checkpoint. They do the same on SIGTERM: Lightning tells the others of it from within the signal's
+    handler, and waits for ever if they are in another collective call by then (its issue 20806). Workers of
+    data loaders must not get it, as they would end at once. In one process SIGTERM is Lightning's.
 
     It belongs in front of all other callbacks.
 
@@ -36,25 +39,37 @@ class FinishBatch(Callback):
 
     def __init__(self) -> None:
         self.asked = False
-        self._terminated = self._wait = self._together = self._speaks = self._hears_sigterm = False
-        self._before: Any = None
+        self._terminated = self._wait = self._together = self._speaks = False
         self._process = 0
+        self._sigterm: Any = None
         self._answers: tuple[dist.Work, torch.Tensor] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew, and listen."""
+        """Begin anew."""
         self.asked = self._terminated = False
         self._wait = self._together = trainer.world_size > 1 and dist.is_initialized()
         self._answers = None
         self._speaks, self._process = trainer.is_global_zero, os.getpid()
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        self._hears_sigterm = main and self._together and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        self._sigterm = signal.getsignal(signal.SIGTERM)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen."""
+        self._listen()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM over from Lightning, which has registered by now and gives it back in the end."""
-        if self._hears_sigterm:
+        """Listen."""
+        self._listen()
+
+    def _listen(self) -> None:
+        """Hear the signals that nobody else does, but Lightning, which gives all back when its run is over.
+
+        It has noted by now which handlers there were, and has registered its own.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._ask)
+        if self._together and self._sigterm is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._terminate)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
@@ -70,8 +85,13 @@ class FinishBatch(Callback):
         again, self.asked = self.asked, True
         if again or not self._wait:
             signal.default_int_handler(number, frame)
+        if self._together:  # inside a collective call no handler runs
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self._speaks:
-            print("Stopping after this batch; once more to stop at once.", file=sys.stderr, flush=True)
+            when, how = ("the next", ", without a checkpoint") if self._together else ("this", "")
+            print(
+                f"Stopping after {when} batch; once more to stop at once{how}.", file=sys.stderr, flush=True
+            )
 
     def _between_batches(self, trainer: Trainer) -> None:
         self._wait = self._together
@@ -101,22 +121,21 @@ class FinishBatch(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """No batch is being learned: stop if it was asked for."""
-        self._between_batches(trainer)
+        # several processes may begin one after different batches, by their clocks (val_check_interval)
+        if trainer.state.fn == TrainerFn.FITTING and not self._together:
+            self._between_batches(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """No batch is being learned: stop if it was asked for."""
         self._between_batches(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signal back."""
-        self._release()
+        """Forget the last answers."""
+        self._answers = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signal back."""
-        self._release()
-
-    def _release(self) -> None:
-        # Lightning ignores the signal while it shuts down: that stays
-        if self._before is not None and signal.getsignal(signal.SIGINT) == self._ask:
-            signal.signal(signal.SIGINT, self._before)
-        self._before = None
+        """Put nothing off any more."""
+        self._answers = None
+        # Lightning ignores the signal while it shuts down after a Ctrl-C: that stays
+        if signal.getsignal(signal.SIGINT) == self._ask:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

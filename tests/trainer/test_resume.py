@@ -382,15 +382,37 @@ def test_a_ctrl_c_that_is_swallowed_between_batches_is_not_lost(tmp_path, hook):
     assert torch.load(path, weights_only=True)["global_step"] == 8
 
 
+class Listens(L.Callback):
+    """Notes who hears Ctrl-C in a batch; then fails, or has an interrupt come."""
+
+    def __init__(self, then=None):
+        self.then, self.heard = then, set()
+
+    def on_train_batch_end(self, trainer, *_):
+        self.heard.add(signal.getsignal(signal.SIGINT))
+        if self.then == "fails":
+            raise RuntimeError("its own mistake")
+        if self.then is not None:
+            signal.raise_signal(self.then)
+
+
 @pytest.mark.usefixtures("_hears_interrupts")
-def test_the_signal_is_given_back(tmp_path):
-    heard = []
+@pytest.mark.parametrize("then", [None, "fails", signal.SIGINT, signal.SIGTERM])
+def test_the_signals_are_given_back_whatever_ends_a_fit(then):
+    """And a second fit with the same callbacks hears them again."""
+    first, terminates = FinishBatch(), signal.getsignal(signal.SIGTERM)
+    for _ in range(2):
+        listens = Listens(then)
+        with contextlib.suppress(RuntimeError, SystemExit):
+            fit(ConvNet(adamw, True), [first, listens])
+        assert listens.heard == {first._ask}
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is terminates
 
-    class Listens(L.Callback):
-        def on_train_batch_end(self, *_):
-            heard.append(signal.getsignal(signal.SIGINT))
 
+@pytest.mark.usefixtures("_hears_interrupts")
+def test_an_interrupted_fit_can_be_validated(tmp_path):
     first = FinishBatch()
-    fit(ConvNet(adamw, True), [first, Listens()])
-    assert set(heard) == {first._ask}
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    interrupted([first, InterruptIn("on_before_backward")], tmp_path)
+    assert first.asked
+    make_trainer([first]).validate(ScoredNet(adamw, True), alike(1), verbose=False)
