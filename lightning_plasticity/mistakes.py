@@ -38,10 +38,11 @@ class OneLineErrors:
     """Mixed into a parser of jsonargparse: a mistake ends in one line, not in all options and a list."""
 
     _reading: Any = None
+    _read: tuple[Any, ...] = ()
 
     def parse_path(self: Any, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Remembers the file, so that what is wrong in it is said to be."""
-        self._reading = path
+        self._reading, self._read = path, (*self._read, path)
         try:
             return super().parse_path(path, *args, **kwargs)  # type: ignore[misc]
         finally:
@@ -56,12 +57,22 @@ class OneLineErrors:
         script = sys.argv[0] if Path(sys.argv[0]).name == program else program
         hint = " ".join(word for word in ("python", script, command, "--help") if word)
         line = one_line(message, _options(self)).removesuffix(".")
-        files = [self._reading] if self._reading else []
-        if line.startswith("Problems parsing config"):  # else that of the defaults
-            files = files or parser.default_config_files
+        files = [self._reading] if self._reading else _to_blame(parser, line)
         line = ": ".join([str(file) for file in files[:1]] + [line])
         sys.stderr.write(f"{program}: error: {line}; for all options: {hint}\n")
         raise SystemExit(2)
+
+
+def _to_blame(parser: Any, line: str) -> list[Any]:
+    """The files that what is wrong may have come from: the defaults', or those with the unknown option."""
+    if line.startswith("Problems parsing config"):
+        return list(parser.default_config_files)
+    unknown = re.search(r"[Oo]ption '(.*?)'", line)
+    if unknown is None or any(unknown[1] in word for word in sys.argv):
+        return []
+    key = unknown[1].rpartition(".")[2]
+    files = [Path(file) for file in (*parser._read, *parser.default_config_files)]
+    return [file for file in files if file.is_file() and key in file.read_text()]
 
 
 @contextmanager

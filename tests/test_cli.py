@@ -418,12 +418,19 @@ def test_a_missing_extra_names_the_command_that_installs_it(recipe, monkeypatch)
         ),
         (["fit", "--config=nowhere.yaml"], "config: File does not exist"),
         (["fit", "--config=torn.yaml"], "error: torn.yaml: Problems parsing config: while parsing"),
+        (
+            ["fit", "--config=known.yaml", "--config=unknown.yaml"],
+            "error: unknown.yaml: Subcommand 'fit'",
+        ),
+        (["fit", "--config=known.yaml", "--model.lrr=3"], "toy.py: error: unrecognized arguments"),
         (["fit", "--config=slow.yaml"], "error: slow.yaml: model.lr: expected float, given 'slow'"),
     ],
 )
 def test_an_option_that_is_wrong_ends_in_one_line(recipe, monkeypatch, capsys, tmp_path, arguments, said):
     monkeypatch.chdir(tmp_path)
     Path("torn.yaml").write_text("model: {lr: 3")
+    Path("known.yaml").write_text("model: {lr: 3}")
+    Path("unknown.yaml").write_text("model: {lrr: 3}")
     Path("slow.yaml").write_text("model: {lr: slow}")
     monkeypatch.setattr(sys, "argv", [str(recipe), *arguments])
     with pytest.raises(SystemExit) as stopped:
@@ -470,13 +477,20 @@ def test_what_a_link_sets_cannot_be_given(recipe, monkeypatch, capsys, argument,
     assert line.startswith(f"toy.py: error: {said}; for all options: python")
 
 
-def test_a_torn_file_of_defaults_is_named(recipe, monkeypatch, capsys):
-    recipe.with_suffix(".yaml").write_text("model: {lr: 3")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: {lr: 3", "Problems parsing config: while"),
+        ("model: {lrr: 3}", "Subcommand 'fit' does not accept"),
+    ],
+)
+def test_a_wrong_file_of_defaults_is_named(recipe, monkeypatch, capsys, text, said):
+    recipe.with_suffix(".yaml").write_text(text)
     monkeypatch.setattr(sys, "argv", [str(recipe), "fit"])
     with pytest.raises(SystemExit):
         PlasticityCLI(Net, BoringDataModule, script=recipe)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"toy.py: error: {recipe.with_suffix('.yaml')}: Problems parsing config: while")
+    assert line.startswith(f"toy.py: error: {recipe.with_suffix('.yaml')}: {said}")
 
 
 def test_a_recipe_that_is_one_function(monkeypatch, capsys, tmp_path):
