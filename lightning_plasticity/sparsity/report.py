@@ -87,6 +87,11 @@ class SparsityReport:
             lines.append("  " + ", ".join(f"{name} {value:.4f}" for name, value in self.curve[-1][2].items()))
         lines.append(f"  {'layer':<{width}} {unit:>12} {'active':>12} {'density':>8}")
         lines += [f"  {name:<{width}} {n:>12,} {count:>12,} {count / n:>8.4f}" for name, n, count in rows]
+        if emptied := [name for name, _, count in rows if not count]:
+            lines.append(
+                f"  NOTHING passes {', '.join(emptied)}: all {unit} are pruned. Prune longer, scope='layer', "
+                "or exclude=[...]"
+            )
         if flops := self.flop_shares(engines):
             lines.append(
                 f"  FLOPs: forward {flops['dense']:.4g} dense, x{flops['forward']:.3f} now; "

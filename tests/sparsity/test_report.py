@@ -116,6 +116,22 @@ def test_the_text_tells_what_happened():
     assert report.text("GraNet", [engine]).endswith("; 3 skipped (gradients not finite)")
 
 
+def test_a_layer_without_an_active_weight_is_named():
+    """Global ranking can take all of a layer whose weights are small."""
+    net = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 5))
+    net[1].weight.data.mul_(1e-4)
+    parameters = {"0.weight": net[0].weight, "1.weight": net[1].weight}
+    engine = Sparsifier(parameters, SparsityConfig(Cubic(0.0, 0.6, 0, 1), 0.0, 4), 4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-6)
+    engine.attach(optimizer)
+    assert "NOTHING" not in SparsityReport().text("GMP", [engine])
+    for _ in range(4):
+        net(torch.randn(4, 10)).sum().backward()
+        optimizer.step()
+    assert engine.counts == [120, 0]
+    assert "  NOTHING passes 1.weight: all weights are pruned. " in SparsityReport().text("GMP", [engine])
+
+
 def test_filters_are_called_filters():
     _, engine = trained(SparsityConfig(0.5, granularity="filter"), names=["0.weight"])
     assert (
