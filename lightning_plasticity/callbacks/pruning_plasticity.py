@@ -18,7 +18,7 @@ from lightning_plasticity.callbacks.branches import (
 )
 from lightning_plasticity.callbacks.run_length import epochs_of
 from lightning_plasticity.callbacks.sparse_training import SparseTraining
-from lightning_plasticity.callbacks.support import callbacks_of
+from lightning_plasticity.callbacks.support import callbacks_of, leaves_no_trace
 from lightning_plasticity.sparsity.schedules import check_fraction
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class PruningPlasticity(Callback):
         """Take the branches that a stored run was about to; say which the run will not come to."""
         self._catch_up(trainer, pl_module)
         length = epochs_of(trainer)
-        if length is None or getattr(trainer, "fast_dev_run", False):
+        if length is None or leaves_no_trace(trainer):
             return
         if self.every_n_epochs is not None and self.every_n_epochs > length:
             rank_zero_warn(
